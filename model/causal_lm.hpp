@@ -1,0 +1,77 @@
+#pragma once
+#include "core/dtype.hpp"
+#include "model/batch.hpp"
+#include "model/config.hpp"
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace troupe {
+
+/// A named tensor of a model, under its Hugging Face name, row-major.
+struct parameter {
+  std::string name;
+  std::vector<std::int64_t> shape;
+  bool trainable = false;
+  std::span<float> master;             // fp32; empty in a model that only generates
+  std::span<float> grad;               // fp32 sums; empty unless trainable
+  std::span<std::byte> value;          // in the compute dtype; what the forward pass multiplies, and what weight sync sends
+  std::size_t numel() const { std::size_t n = 1; for (auto d : shape) n *= std::size_t(d); return n; }
+};
+
+/// Cached keys and values: `n_blocks` blocks of 32 tokens for every layer. Made by the model that reads it.
+class kv_cache {
+public:
+  virtual ~kv_cache() = default;
+  virtual std::int32_t n_blocks() const = 0;
+  /// Copies a whole block, all layers (copy on write).
+  virtual void copy_block(std::int32_t from, std::int32_t to) = 0;
+};
+
+/// What a training pass keeps for its backward pass.
+class tape {
+public:
+  virtual ~tape() = default;
+};
+
+/// Results of a scoring pass, one value a target.
+struct target_values {
+  std::vector<float> logprobs;         // natural log, softmax of logits / temperature over the whole vocabulary
+  std::vector<float> entropy;          // of the same softmax; empty unless asked for
+};
+
+/// A causal language model: ONE forward for training, scoring, prefill and decode. One caller at a time.
+/// A row's results depend on its sequence's tokens and the weights alone, to the last bit.
+class causal_lm {
+public:
+  virtual ~causal_lm() = default;
+  virtual const model_config& config() const = 0;
+  virtual dtype compute_type() const = 0;               // f32 or bf16
+
+  /// Parameters in a fixed order; a tied head is not among them.
+  virtual std::span<parameter> parameters() = 0;
+  /// value = master rounded once, then laid out for the kernels. After an optimizer step.
+  virtual void publish_masters() = 0;
+  /// `value`s were written from outside (weight sync): lays them out. Only those named by index; empty: all.
+  virtual void publish_values(std::span<const std::size_t> indices = {}) = 0;
+
+  virtual std::unique_ptr<kv_cache> make_cache(std::int32_t n_blocks) = 0;
+  virtual std::size_t cache_block_bytes() const = 0;
+  /// Runs `batch` against `cache`. logit_rows: rows of the pass whose logits are wanted, ascending.
+  /// logits: [logit_rows.size(), vocab_size] f32, untempered.
+  virtual void forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) = 0;
+
+  /// Log-probabilities of the batch's targets. `save` non-null: keeps what `backward` needs.
+  virtual target_values score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) = 0;
+  /// Adds d loss / d parameter to `grad`s. d_logprob, d_entropy: [n_targets]; d_entropy may be empty.
+  virtual void backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) = 0;
+  virtual void zero_grads() = 0;
+
+  /// The log-probability that `score` gives for `id`, from a row of `forward`'s logits: the same bits.
+  virtual float logprob(const float* logits, std::int32_t id, float temperature) const = 0;
+};
+
+} // namespace troupe

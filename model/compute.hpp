@@ -1,0 +1,26 @@
+#pragma once
+#include "model/kernels/isa.hpp"
+#include <memory>
+
+namespace troupe {
+
+class thread_pool;
+
+/// What kernels run on: threads and the instruction set. One caller at a time; the bits depend on neither.
+class compute {
+public:
+  /// threads 0: one a core. Throws errc::bad_usage when this processor lacks `which`.
+  explicit compute(int threads = 0, isa which = best_isa());
+  ~compute();
+  compute(const compute&) = delete;
+  compute& operator=(const compute&) = delete;
+  thread_pool& pool() const { return *pool_; }
+  isa which() const { return isa_; }
+  int threads() const;
+
+private:
+  std::unique_ptr<thread_pool> pool_;
+  isa isa_;
+};
+
+} // namespace troupe

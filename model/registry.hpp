@@ -1,0 +1,34 @@
+#pragma once
+#include "model/causal_lm.hpp"
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace troupe {
+
+class compute;
+
+struct model_options {
+  dtype compute_type = dtype::f32;                   // f32 or bf16
+  bool training = false;                             // masters, gradients, weights laid out for the backward pass
+  std::vector<std::string> trainable = {"*"};        // globs over parameter names; ignored unless training
+};
+
+/// Loads a Hugging Face directory. `where` must outlive the model.
+/// Throws errc::bad_input naming the tensor that is missing, superfluous, of another shape or not finite,
+/// errc::unsupported for an architecture that is not in `architectures()`.
+std::shared_ptr<causal_lm> load_model(const std::filesystem::path& dir, const model_options& options, compute& where);
+
+/// A model of that shape with zero weights, to be filled by weight sync or a checkpoint.
+std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_options& options, compute& where);
+
+/// Reads every parameter's `value` (and `master`) from a directory's safetensors; the same checks as load_model.
+void load_weights(causal_lm& model, const std::filesystem::path& dir);
+
+/// Known values of config.json's `architectures[0]`.
+std::vector<std::string> architectures();
+
+/// Shell-style match of a parameter name: `*` any run, `?` one character.
+bool glob_match(std::string_view pattern, std::string_view name);
+
+} // namespace troupe

@@ -1,0 +1,60 @@
+#pragma once
+#include "experience/trajectory.hpp"
+#include "model/causal_lm.hpp"
+#include "rollout/sampler.hpp"
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace troupe {
+
+class tokenizer;
+
+struct generator_options {
+  std::int64_t max_num_seqs = 256;      // sequences that run at once
+  std::int64_t max_batch_tokens = 2048; // rows of one pass: decode rows first, prefill chunks fill up
+  std::int64_t cache_blocks = 0;        // 0: enough for max_num_seqs sequences of max_sequence tokens
+  std::int64_t max_sequence = 0;        // tokens; 0: the model's max_position_embeddings
+};
+
+/// A prompt to be continued `n` times.
+struct generation_request {
+  std::uint64_t id = 0;                 // the caller's; unique among those under way
+  std::vector<std::int32_t> prompt_ids;
+  std::int64_t n = 1;
+  sampling_params params;
+  draw_key key;                         // seed, domain, step, index; sample and position are filled in per token
+  float logprob_temperature = 1.0f;     // reported log-probs: softmax of logits / this
+};
+
+/// A finished sample.
+struct generation_output {
+  std::uint64_t id = 0;
+  std::int64_t sample_index = 0;
+  sample result;
+  std::size_t text_stop = 0;            // stop strings: bytes of the decoded text to keep; npos: all
+};
+
+/// Continuous batching over a block cache; the prompt's blocks are shared by its n samples. One thread.
+/// Results do not depend on what else is under way, on the order of requests or on the options.
+class generator {
+public:
+  /// tok: needed for stop strings only, may be null.
+  generator(std::shared_ptr<causal_lm> model, std::shared_ptr<const tokenizer> tok, generator_options options);
+  ~generator();
+  /// Throws errc::bad_input when the prompt is empty or leaves no room in max_sequence.
+  void add(generation_request request);
+  /// One pass of the model; returns the samples that ended in it.
+  std::vector<generation_output> step();
+  bool idle() const;                    // nothing waits or runs
+  /// Ends a request's samples with finish_reason abort at the next step.
+  void abort(std::uint64_t id);
+  /// The weights changed: stamps later tokens; only when idle.
+  void set_version(weights_version version);
+
+private:
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+} // namespace troupe
