@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -16,7 +17,7 @@ struct tensor_info {
   dtype type = dtype::f32;
   std::vector<std::int64_t> shape;
   std::size_t n_bytes = 0;
-  std::span<const std::byte> bytes;   // mapped, row-major; valid while the reader lives
+  std::span<const std::byte> bytes; // mapped, row-major; valid while the reader lives
 };
 
 /// The tensors of a Hugging Face directory (`model.safetensors`, or an index and its shards) or of one file, mapped.
@@ -27,7 +28,7 @@ public:
   explicit safetensors_reader(const std::filesystem::path& dir_or_file);
   ~safetensors_reader();
   safetensors_reader(safetensors_reader&&) noexcept;
-  const tensor_info* find(const std::string& name) const;   // null when absent
+  const tensor_info* find(const std::string& name) const; // null when absent
   const std::map<std::string, tensor_info>& tensors() const;
   const std::filesystem::path& path() const;
 
@@ -36,7 +37,8 @@ private:
   std::unique_ptr<impl> impl_;
 };
 
-/// Converts `count` elements from one type to another: f32, bf16 (round to nearest even), f16, f64. Any thread.
+/// Converts `count` elements from one type to another: f32, bf16, f16, f64, each rounded once, to nearest even; NaN stays NaN.
+/// Equal types are copied, whatever they are. Buffers need no alignment. Throws errc::unsupported for other pairs. Any thread.
 void convert_elements(dtype from, const std::byte* source, dtype to, std::byte* target, std::size_t count);
 
 /// One tensor to be written; `bytes` must live until `write_safetensors` returns.
@@ -47,10 +49,23 @@ struct tensor_to_write {
   std::span<const std::byte> bytes;
 };
 
-/// Writes `dir/model.safetensors`, or shards of at most `max_shard_bytes` and their index; metadata `format: pt`.
-/// Tensors in the order given. Throws errc::io.
+/// One tensor made when its turn comes: `fill` gets a buffer of its size. For models larger than memory.
+struct tensor_to_make {
+  std::string name;
+  dtype type = dtype::f32;
+  std::vector<std::int64_t> shape;
+  std::function<void(std::span<std::byte>)> fill;
+};
+
+constexpr std::size_t default_shard_bytes = std::size_t{5} << 30;
+
+/// Writes `dir/model.safetensors`, or shards of at most `max_shard_bytes` (a larger tensor has one to itself) and their index.
+/// Tensors in the order given, in a file the wider types first; metadata `format: pt`. Each file is complete or absent.
+/// Throws errc::io, errc::bad_shape (bytes and shape disagree, a name twice).
 void write_safetensors(const std::filesystem::path& dir, std::span<const tensor_to_write> tensors,
-                       std::size_t max_shard_bytes = std::size_t{5} << 30);
+                       std::size_t max_shard_bytes = default_shard_bytes);
+void write_safetensors(const std::filesystem::path& dir, std::span<const tensor_to_make> tensors,
+                       std::size_t max_shard_bytes = default_shard_bytes);
 /// One file with that name.
 void write_safetensors_file(const std::filesystem::path& file, std::span<const tensor_to_write> tensors);
 

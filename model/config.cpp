@@ -1,0 +1,324 @@
+#include "model/config.hpp"
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include "model/weights/json.hpp"
+#include <cmath>
+#include <limits>
+
+namespace troupe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::int64_t max_size = std::numeric_limits<std::int32_t>::max();
+
+/// A JSON object of a configuration file; every getter names file and key when it refuses. A null value counts as absent.
+class section {
+public:
+  section(const nlohmann::json& object, std::string file, std::string prefix = "")
+      : object_(&object), file_(std::move(file)), prefix_(std::move(prefix)) {}
+
+  [[noreturn]] void refuse(const std::string& key, const std::string& reason) const {
+    throw error(errc::bad_input, file_ + ": " + prefix_ + key + ": " + reason);
+  }
+  [[noreturn]] void unsupported(const std::string& key, const std::string& value, const std::string& known) const {
+    throw error(errc::unsupported, file_ + ": " + prefix_ + key + " = " + value + ": this version knows " + known);
+  }
+
+  const nlohmann::json* find(const std::string& key) const {
+    const auto found = object_->find(key);
+    return found == object_->end() || found->is_null() ? nullptr : &*found;
+  }
+  const nlohmann::json& require(const std::string& key) const {
+    const auto* value = find(key);
+    if (value == nullptr)
+      refuse(key, "is missing");
+    return *value;
+  }
+
+  /// An integer from `least` to 2^31 - 1.
+  std::int64_t integer(const std::string& key, const nlohmann::json& value, std::int64_t least) const {
+    if (!value.is_number_integer())
+      refuse(key, std::string("must be an integer, found ") + shown(value));
+    const bool too_large = value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t(max_size);
+    if (too_large || value.get<std::int64_t>() < least)
+      refuse(key, shown(value) + " is out of range " + std::to_string(least) + " to " + std::to_string(max_size));
+    return value.get<std::int64_t>();
+  }
+  std::int64_t size(const std::string& key) const { return integer(key, require(key), 1); }
+  std::int64_t size(const std::string& key, std::int64_t otherwise) const {
+    const auto* value = find(key);
+    return value == nullptr ? otherwise : integer(key, *value, 1);
+  }
+
+  double positive(const std::string& key, const nlohmann::json& value) const {
+    if (!value.is_number())
+      refuse(key, std::string("must be a number, found ") + shown(value));
+    const auto number = value.get<double>();
+    if (!std::isfinite(number) || number <= 0)
+      refuse(key, shown(value) + " must be greater than 0");
+    return number;
+  }
+  double positive(const std::string& key) const { return positive(key, require(key)); }
+  double positive(const std::string& key, double otherwise) const {
+    const auto* value = find(key);
+    return value == nullptr ? otherwise : positive(key, *value);
+  }
+
+  bool flag(const std::string& key, bool otherwise) const {
+    const auto* value = find(key);
+    if (value != nullptr && !value->is_boolean())
+      refuse(key, std::string("must be true or false, found ") + shown(*value));
+    return value == nullptr ? otherwise : value->get<bool>();
+  }
+
+  std::string text(const std::string& key, const std::string& otherwise) const {
+    const auto* value = find(key);
+    if (value != nullptr && !value->is_string())
+      refuse(key, std::string("must be a string, found ") + shown(*value));
+    return value == nullptr ? otherwise : value->get<std::string>();
+  }
+
+  std::optional<section> object(const std::string& key) const {
+    const auto* value = find(key);
+    if (value == nullptr)
+      return std::nullopt;
+    if (!value->is_object())
+      refuse(key, std::string("must be an object, found ") + shown(*value));
+    return section(*value, file_, prefix_ + key + ".");
+  }
+  bool empty() const { return object_->empty(); }
+
+private:
+  static std::string shown(const nlohmann::json& value) {
+    const auto text = value.dump();
+    return text.size() > 80 ? text.substr(0, 80) + "..." : text;
+  }
+
+  const nlohmann::json* object_;
+  std::string file_, prefix_;
+};
+
+std::vector<std::int32_t> token_ids(const section& from, const std::string& key) {
+  std::vector<std::int32_t> ids;
+  const auto* value = from.find(key);
+  if (value == nullptr)
+    return ids;
+  if (!value->is_array())
+    return {std::int32_t(from.integer(key, *value, 0))};
+  for (const auto& entry : *value)
+    ids.push_back(std::int32_t(from.integer(key, entry, 0)));
+  return ids;
+}
+
+void check_partial_rotary(const section& from) {
+  if (const auto factor = from.positive("partial_rotary_factor", 1.0); factor != 1.0)
+    from.unsupported("partial_rotary_factor", std::to_string(factor), "1 alone");
+}
+
+/// As Transformers 5 reads it: a non-empty `rope_scaling` wins over `rope_parameters`, a theta inside over the one outside.
+rope_config parse_rope(const section& top) {
+  rope_config rope;
+  rope.theta = top.positive("rope_theta", rope.theta);
+  check_partial_rotary(top);
+  auto from = top.object("rope_scaling");
+  if (!from || from->empty())
+    from = top.object("rope_parameters");
+  if (!from || from->empty())
+    return rope;
+  rope.theta = from->positive("rope_theta", rope.theta);
+  check_partial_rotary(*from);
+  const auto type_key = from->find("rope_type") != nullptr ? "rope_type" : "type";
+  const auto type = from->text(type_key, "default");
+  if (type == "default")
+    return rope;
+  if (type != "linear" && type != "llama3")
+    from->unsupported(type_key, in_quotes(type), "default, linear and llama3");
+  rope.factor = from->positive("factor");
+  rope.kind = type == "linear" ? rope_kind::linear : rope_kind::llama3;
+  if (rope.kind == rope_kind::linear)
+    return rope;
+  rope.low_freq_factor = from->positive("low_freq_factor");
+  rope.high_freq_factor = from->positive("high_freq_factor");
+  rope.original_max_position = from->size("original_max_position_embeddings");
+  if (rope.low_freq_factor >= rope.high_freq_factor)
+    from->refuse("low_freq_factor", "must be less than high_freq_factor");
+  return rope;
+}
+
+layer_config parse_layer(const section& from) {
+  layer_config layer;
+  layer.hidden = from.size("hidden_size");
+  layer.intermediate = from.size("intermediate_size");
+  layer.n_heads = from.size("num_attention_heads");
+  layer.n_kv_heads = from.size("num_key_value_heads", layer.n_heads);
+  if (layer.n_heads % layer.n_kv_heads != 0)
+    from.refuse("num_key_value_heads",
+                std::to_string(layer.n_kv_heads) + " does not divide num_attention_heads = " + std::to_string(layer.n_heads));
+  layer.head_dim = from.size("head_dim", 0);
+  if (layer.head_dim == 0) {
+    if (layer.hidden % layer.n_heads != 0)
+      from.refuse("num_attention_heads", std::to_string(layer.n_heads) + " does not divide hidden_size = " + std::to_string(layer.hidden) +
+                                             ", and there is no head_dim");
+    layer.head_dim = layer.hidden / layer.n_heads;
+  }
+  if (layer.head_dim % 2 != 0)
+    from.refuse("head_dim", std::to_string(layer.head_dim) + " is odd; rotary embedding turns pairs");
+  layer.rms_norm_eps = from.positive("rms_norm_eps", layer.rms_norm_eps);
+  layer.rope = parse_rope(from);
+  return layer;
+}
+
+/// Options whose other values change the computation.
+void check_llama_options(const section& from) {
+  if (const auto act = from.text("hidden_act", "silu"); act != "silu")
+    from.unsupported("hidden_act", in_quotes(act), "silu");
+  for (const auto* key : {"attention_bias", "mlp_bias"})
+    if (from.flag(key, false))
+      from.unsupported(key, "true", "false alone");
+  if (const auto* dropout = from.find("attention_dropout"); dropout != nullptr && *dropout != 0)
+    from.unsupported("attention_dropout", dropout->dump().substr(0, 80), "0 alone");
+  if (from.find("quantization_config") != nullptr)
+    from.unsupported("quantization_config", "{...}", "unquantised weights alone");
+}
+
+std::optional<dtype> parse_declared(const section& from) {
+  const auto name = from.text(from.find("dtype") != nullptr ? "dtype" : "torch_dtype", "");
+  if (name == "float32")
+    return dtype::f32;
+  if (name == "bfloat16")
+    return dtype::bf16;
+  return std::nullopt;
+}
+
+model_config parse_llama(const section& from) {
+  check_llama_options(from);
+  model_config cfg;
+  cfg.vocab_size = from.size("vocab_size");
+  cfg.n_layers = from.size("num_hidden_layers");
+  cfg.layer = parse_layer(from);
+  cfg.tie_word_embeddings = from.flag("tie_word_embeddings", false);
+  cfg.max_position_embeddings = from.size("max_position_embeddings", cfg.max_position_embeddings);
+  if (const auto* bos = from.find("bos_token_id"))
+    cfg.bos_token_id = from.integer("bos_token_id", *bos, 0);
+  cfg.eos_token_ids = token_ids(from, "eos_token_id");
+  cfg.declared_dtype = parse_declared(from);
+  return cfg;
+}
+
+/// One entry an architecture: how its configuration is read, and its `model_type`.
+struct architecture_entry {
+  const char* name;
+  const char* model_type;
+  model_config (*parse)(const section&);
+};
+
+constexpr architecture_entry known_architectures[] = {
+    {"LlamaForCausalLM", "llama", parse_llama},
+};
+
+std::string known_names() {
+  std::string names;
+  for (const auto& entry : known_architectures)
+    (names += names.empty() ? "" : ", ") += entry.name;
+  return names;
+}
+
+const architecture_entry* find_architecture(const std::string& name) {
+  for (const auto& entry : known_architectures)
+    if (name == entry.name)
+      return &entry;
+  return nullptr;
+}
+
+nlohmann::json rope_json(const rope_config& rope) {
+  if (rope.kind == rope_kind::standard)
+    return {{"rope_type", "default"}, {"rope_theta", rope.theta}};
+  if (rope.kind == rope_kind::linear)
+    return {{"rope_type", "linear"}, {"rope_theta", rope.theta}, {"factor", rope.factor}};
+  return {{"rope_type", "llama3"},
+          {"rope_theta", rope.theta},
+          {"factor", rope.factor},
+          {"low_freq_factor", rope.low_freq_factor},
+          {"high_freq_factor", rope.high_freq_factor},
+          {"original_max_position_embeddings", rope.original_max_position}};
+}
+
+nlohmann::json eos_json(const std::vector<std::int32_t>& ids) {
+  if (ids.empty())
+    return nullptr;
+  return ids.size() == 1 ? nlohmann::json(ids.front()) : nlohmann::json(ids);
+}
+
+} // namespace
+
+model_config parse_model_config(std::string_view json_text, const std::string& file) {
+  const auto json = parse_json_object(json_text, file);
+  const section top(json, file);
+  const auto& names = top.require("architectures");
+  if (!names.is_array() || names.empty() || !names[0].is_string())
+    top.refuse("architectures", "must be a list that begins with a name");
+  const auto name = names[0].get<std::string>();
+  const auto* entry = find_architecture(name);
+  if (entry == nullptr)
+    top.unsupported("architectures[0]", in_quotes(name), known_names());
+  auto cfg = entry->parse(top);
+  cfg.architecture = name;
+  return cfg;
+}
+
+model_config load_model_config(const fs::path& dir) {
+  const auto file = dir / "config.json";
+  return parse_model_config(read_file(file), file.string());
+}
+
+std::string to_config_json(const model_config& cfg, dtype declared) {
+  const auto* entry = find_architecture(cfg.architecture);
+  if (entry == nullptr || (declared != dtype::f32 && declared != dtype::bf16))
+    throw error(errc::unsupported, "cannot write a config.json for " + in_quotes(cfg.architecture) + " in " +
+                                       std::string(name_of(declared)) + ": this version knows " + known_names() + " in F32 and BF16");
+  const auto* type = declared == dtype::f32 ? "float32" : "bfloat16";
+  const auto rope = rope_json(cfg.layer.rope);
+  // Transformers 4 reads rope_theta, rope_scaling and torch_dtype; 5 writes rope_parameters and dtype, and reads both.
+  const nlohmann::json json = {
+      {"architectures", {cfg.architecture}},
+      {"model_type", entry->model_type},
+      {"vocab_size", cfg.vocab_size},
+      {"hidden_size", cfg.layer.hidden},
+      {"intermediate_size", cfg.layer.intermediate},
+      {"num_hidden_layers", cfg.n_layers},
+      {"num_attention_heads", cfg.layer.n_heads},
+      {"num_key_value_heads", cfg.layer.n_kv_heads},
+      {"head_dim", cfg.layer.head_dim},
+      {"hidden_act", "silu"},
+      {"attention_bias", false},
+      {"attention_dropout", 0.0},
+      {"mlp_bias", false},
+      {"initializer_range", 0.02},
+      {"rms_norm_eps", cfg.layer.rms_norm_eps},
+      {"max_position_embeddings", cfg.max_position_embeddings},
+      {"tie_word_embeddings", cfg.tie_word_embeddings},
+      {"use_cache", true},
+      {"bos_token_id", cfg.bos_token_id < 0 ? nlohmann::json(nullptr) : nlohmann::json(cfg.bos_token_id)},
+      {"eos_token_id", eos_json(cfg.eos_token_ids)},
+      {"rope_theta", cfg.layer.rope.theta},
+      {"rope_scaling", cfg.layer.rope.kind == rope_kind::standard ? nlohmann::json(nullptr) : rope},
+      {"rope_parameters", rope},
+      {"dtype", type},
+      {"torch_dtype", type},
+  };
+  return json.dump(2) + "\n";
+}
+
+std::vector<std::int32_t> load_eos_token_ids(const fs::path& dir, const model_config& cfg) {
+  const auto file = dir / "generation_config.json";
+  std::error_code ignored;
+  if (!fs::exists(file, ignored))
+    return cfg.eos_token_ids;
+  const auto json = parse_json_object(read_file(file), file.string());
+  const section from(json, file.string());
+  return from.find("eos_token_id") == nullptr ? cfg.eos_token_ids : token_ids(from, "eos_token_id");
+}
+
+} // namespace troupe
