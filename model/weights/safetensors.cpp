@@ -194,7 +194,7 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
   return shards;
 }
 
-bool exists(const fs::path& file) {
+bool is_there(const fs::path& file) {
   std::error_code ignored;
   return fs::exists(file, ignored);
 }
@@ -214,7 +214,7 @@ struct safetensors_reader::impl {
 
   void read_shard(const fs::path& index, const std::map<std::string, std::string>& shards, const std::string& shard) {
     const auto file = index.parent_path() / shard;
-    if (!exists(file))
+    if (!is_there(file))
       refuse(index, "weight_map names " + in_quotes(shard) + ", which does not exist");
     files.emplace_back(file);
     for (auto& info : parse_file(file, files.back().bytes())) {
@@ -242,9 +242,9 @@ struct safetensors_reader::impl {
 
   void read_directory() {
     const auto single = path / "model.safetensors", index = path / "model.safetensors.index.json";
-    if (exists(single))
+    if (is_there(single))
       return read_single(single);
-    if (exists(index))
+    if (is_there(index))
       return read_shards(index);
     refuse(path, "holds neither model.safetensors nor model.safetensors.index.json; a Hugging Face model directory is wanted");
   }
