@@ -17,7 +17,7 @@ struct manifest_entry {
   std::vector<std::int64_t> shape;
   std::uint64_t n_bytes = 0;
   bool trainable = false;
-  std::uint64_t checksum = 0;           // of the bytes of `version`
+  std::uint64_t checksum = 0; // of the bytes of `version`
 };
 
 /// What a holder of a version has.
@@ -26,26 +26,28 @@ struct manifest {
   std::vector<manifest_entry> entries;
 };
 
-/// 64-bit checksum: words mixed with their index and summed, so any order and any split gives the same value.
-std::uint64_t weights_checksum(std::span<const std::byte> bytes);
+/// 64-bit checksum: little endian words mixed with their index and summed modulo 2^64; a last, partial word is padded with zeros.
+/// Ranges that begin at multiples of 8 bytes may be done in any order: their sums, each with its `first_word`, add up to the whole's.
+std::uint64_t weights_checksum(std::span<const std::byte> bytes, std::uint64_t first_word = 0);
 manifest make_manifest(causal_lm& model, weights_version version);
 std::string pack_manifest(const manifest& m);
-manifest unpack_manifest(std::string_view bytes); // throws errc::bad_input
+/// Sizes are checked against shapes and dtypes. Throws errc::bad_input.
+manifest unpack_manifest(std::string_view bytes);
 
 struct sync_result {
   weights_version version;
-  std::uint64_t bytes = 0;              // that travelled
+  std::uint64_t bytes = 0; // that travelled
   double seconds = 0;
 };
 
-/// The learner's side: offers the current version to any number of receivers. `publish` blocks until no receiver reads the old one.
+/// The learner's side: offers the current version to any number of receivers. One thread calls it.
 class weights_source {
 public:
   virtual ~weights_source() = default;
   virtual std::string endpoint() const = 0;
   /// The model's values are now `version`; the caller changes none of them until the next `retract`.
   virtual void publish(weights_version version) = 0;
-  /// The values are about to change: a fetch under way is cut off with an error to its receiver.
+  /// The values are about to change. Nothing reads them once it returns; a fetch under way ends in an error at its receiver.
   virtual void retract() = 0;
 };
 
@@ -53,16 +55,21 @@ public:
 class weights_sink {
 public:
   virtual ~weights_sink() = default;
-  /// Brings the model to `version`: all tensors the first time (or after an incarnation's change when `everything`), later the trainable ones.
-  /// Every tensor's checksum is compared. Throws errc::timeout (naming endpoint and tensor), errc::bad_input (checksum, manifest), errc::peer_lost.
+  /// Brings the model to `version`, waiting for the source to publish it: all tensors the first time, later the trainable ones.
+  /// Every tensor's checksum is compared before the first value changes: after an error the model is as it was.
+  /// Throws errc::timeout (naming endpoint and tensor), errc::bad_input (checksum, or a manifest that is not this model's, naming
+  /// the tensor), errc::peer_lost (the source is gone, or has moved on to a later version).
   virtual sync_result fetch(weights_version version, std::chrono::milliseconds deadline) = 0;
 };
 
 /// One process: the sink's model is the source's; fetch checks the version and copies nothing.
+/// The sink may outlive the source; fetch then throws errc::peer_lost.
 std::unique_ptr<weights_source> make_shared_source(std::shared_ptr<causal_lm> model);
+/// source: from make_shared_source, else errc::bad_input; likewise when the models differ.
 std::unique_ptr<weights_sink> make_shared_sink(weights_source& source, std::shared_ptr<causal_lm> model);
 
-/// Processes: ZeroMQ. secret as in experience/channel.hpp.
+/// Processes: ZeroMQ, on a port that the system chooses, served by a thread of its own. secret as in experience/channel.hpp.
+/// Throws errc::io.
 std::unique_ptr<weights_source> make_zmq_source(std::shared_ptr<causal_lm> model, const std::string& host, const std::string& secret);
 std::unique_ptr<weights_sink> make_zmq_sink(const std::string& endpoint, std::shared_ptr<causal_lm> model, const std::string& secret);
 
