@@ -1,7 +1,44 @@
 include(CMakeParseArguments)
 
+# The headers that most files include, compiled once: standard ones and JSON; with GoogleTest; with CAF.
+if(TROUPE_PCH)
+  set(plain <algorithm> <chrono> <cstdint> <filesystem> <functional> <map> <memory> <optional> <span> <string> <string_view>
+            <unordered_map> <vector> <nlohmann/json.hpp>)
+  set(test ${plain} <gtest/gtest.h> <rapidcheck/gtest.h>)
+  set(actor ${plain} <caf/all.hpp> <caf/io/all.hpp>)
+  foreach(kind plain test actor)
+    add_library(pch_${kind} OBJECT EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/cmake/pch.cpp)
+    target_precompile_headers(pch_${kind} PRIVATE ${${kind}})
+  endforeach()
+  target_link_libraries(pch_test PRIVATE GTest::gtest)
+endif()
+
+# Everything that is generated before a file can be compiled; clang-tidy needs it alone.
+add_custom_target(generated)
+
+# Which precompiled headers a target takes. Files with options of their own (an instruction set) take none.
+function(troupe_precompiled target default)
+  if(NOT TROUPE_PCH)
+    return()
+  endif()
+  set(kind ${default})
+  get_target_property(libraries ${target} LINK_LIBRARIES)
+  if("CAF::core" IN_LIST libraries OR "actors" IN_LIST libraries)
+    set(kind actor)
+  endif()
+  target_precompile_headers(${target} REUSE_FROM pch_${kind})
+  get_target_property(sources ${target} SOURCES)
+  foreach(source IN LISTS sources)
+    get_source_file_property(options ${source} COMPILE_OPTIONS)
+    get_source_file_property(flags ${source} COMPILE_FLAGS)
+    if(options OR flags OR NOT source MATCHES "\\.cpp$")
+      set_source_files_properties(${source} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+    endif()
+  endforeach()
+endfunction()
+
 # troupe_library(NAME SOURCES a.cpp b.cpp DEPS core CAF::core ... [TORCH])
-# One static library a folder; TORCH adds ATen and the shared precompiled header.
+# One static library a folder; TORCH: it calls ATen (per-operator headers). Options of single files are set before the call.
 function(troupe_library name)
   cmake_parse_arguments(ARG "TORCH" "" "SOURCES;DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
@@ -9,22 +46,44 @@ function(troupe_library name)
   target_link_libraries(${name} PUBLIC ${ARG_DEPS})
   if(ARG_TORCH)
     target_link_libraries(${name} PUBLIC troupe::torch)
-    target_precompile_headers(${name} PRIVATE <ATen/core/Tensor.h> <ATen/ops/empty.h> <ATen/ops/zeros.h>
-                              <string> <vector> <span> <memory> <algorithm> <cstdint>)
   endif()
+  troupe_precompiled(${name} plain)
 endfunction()
 
-# troupe_test(NAME SOURCES a_test.cpp ... DEPS model ... [LABELS x]): one executable, one ctest entry a case.
+# Whether a target needs CAF, whose library no sanitizer of threads has seen.
+function(troupe_needs_caf result)
+  set(${result} FALSE PARENT_SCOPE)
+  foreach(library IN LISTS ARGN)
+    if(library MATCHES "^(CAF::.*|actors)$")
+      set(${result} TRUE PARENT_SCOPE)
+    endif()
+  endforeach()
+endfunction()
+
+# troupe_test(NAME SOURCES a_test.cpp ... DEPS model ... [LABELS x] [TIMEOUT s])
+# One GoogleTest executable and one ctest entry, run in the source directory; labels: "caf" by itself, "gpu" is not run without one.
 function(troupe_test name)
-  cmake_parse_arguments(ARG "WHOLE" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)
+  endif()
+  troupe_needs_caf(caf ${ARG_DEPS})
+  if(caf)
+    list(APPEND ARG_LABELS caf)
+    if(TROUPE_SANITIZE MATCHES thread)
+      return()
+    endif()
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
   target_compile_definitions(${name} PRIVATE TROUPE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest_main)
+  troupe_precompiled(${name} test)
   # A test program is one ctest entry: the suite starts a process a file, not a process a case.
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}"
+    ENVIRONMENT "TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/cmake/tsan.supp;UBSAN_OPTIONS=print_stacktrace=1")
+  if("gpu" IN_LIST ARG_LABELS)
+    set_tests_properties(${name} PROPERTIES SKIP_RETURN_CODE 77)
+  endif()
 endfunction()
