@@ -22,13 +22,13 @@ struct run_section {
   run_mode mode = run_mode::sync;
   std::int64_t max_staleness = 1;      // versions; async only
   numerics_mode numerics = numerics_mode::exact;
-  std::int64_t total_steps = 25;
-  std::int64_t total_epochs = 0;       // 0: not given; replaces total_steps
+  std::int64_t total_steps = 25;        // 0: total_epochs counts
+  std::int64_t total_epochs = 0;       // 0: not given
   std::int64_t save_freq = 25;         // steps; 0: only the last
   std::int64_t test_freq = 5;          // steps; 0: never
   bool val_before_train = true;
   std::string resume = "auto";         // auto | never | DIR
-  std::string dir;                     // default: runs/<name>
+  std::string dir;                     // default: runs/<name>, filled in by the reader
 };
 
 struct model_section {
@@ -101,7 +101,7 @@ struct optim_section {
 
 struct learner_section {
   std::string policy_loss = "vanilla";
-  std::int64_t ppo_mini_batch_size = 0; // prompts an update; 0: data.train_batch_size
+  std::int64_t ppo_mini_batch_size = 0; // prompts an update; default: data.train_batch_size, filled in by the reader
   std::int64_t ppo_max_token_len = 16384;
   std::int64_t ppo_epochs = 1;
   double clip_ratio_low = 0.2, clip_ratio_high = 0.2, clip_ratio_c = 3.0;
