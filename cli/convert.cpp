@@ -1,0 +1,59 @@
+#include "model/weights/convert.hpp"
+#include "cli/command.hpp"
+#include "core/error.hpp"
+#include <cstdio>
+
+namespace troupe {
+
+namespace {
+
+struct convert_options {
+  std::string source, target, dtype_name = "float32";
+};
+
+using converter = conversion (*)(const std::filesystem::path& source, const std::filesystem::path& target, dtype type);
+
+int run_convert(const convert_options& options, converter convert) {
+  if (options.dtype_name != "float32" && options.dtype_name != "bfloat16")
+    throw error(errc::bad_usage, "--dtype " + options.dtype_name + ": convert writes float32 or bfloat16");
+  const auto done = convert(options.source, options.target, options.dtype_name == "float32" ? dtype::f32 : dtype::bf16);
+  for (const auto& line : done.passed_over)
+    std::fprintf(stderr, "troupe: %s\n", line.c_str());
+  std::fprintf(stderr, "%s -> %s: %zu tensors, %.1f million parameters, %s\n", done.source.string().c_str(), options.target.c_str(),
+               done.tensors, double(done.parameters) / 1e6, options.dtype_name.c_str());
+  return 0;
+}
+
+void add_conversion(CLI::App& convert, action& chosen, const char* name, const char* source_name, const char* help, converter function) {
+  auto* app = convert.add_subcommand(name, help);
+  auto options = std::make_shared<convert_options>();
+  app->add_option(source_name, options->source, "what to read")->required();
+  app->add_option("DIR", options->target, "directory to write; must not exist or be empty")->required();
+  app->add_option("--dtype", options->dtype_name, "float32 | bfloat16")->capture_default_str();
+  app->callback([&chosen, options, function] { chosen = [options, function] { return run_convert(*options, function); }; });
+}
+
+/// A conversion of the interface that this version lacks: says so, whatever its arguments are.
+void add_missing(CLI::App& convert, action& chosen, const char* name, const char* help) {
+  auto* app = convert.add_subcommand(name, help);
+  app->allow_extras();
+  app->callback([&chosen, name] {
+    chosen = [name]() -> int {
+      throw error(errc::unsupported, std::string("convert ") + name + ": this version cannot do it; it converts gguf and hf");
+    };
+  });
+}
+
+} // namespace
+
+void add_convert(CLI::App& root, action& chosen) {
+  auto* convert = root.add_subcommand("convert", "between model formats");
+  convert->require_subcommand(1);
+  add_conversion(*convert, chosen, "gguf", "SRC.gguf", "a GGUF file of the Llama family to a Hugging Face directory", convert_gguf);
+  add_conversion(*convert, chosen, "hf", "RUN_OR_CHECKPOINT", "a trained checkpoint to a Hugging Face directory", convert_hf);
+  add_missing(*convert, chosen, "split", "two models and an adapter to one split checkpoint (not in this version)");
+  add_missing(*convert, chosen, "join", "one directory from parallel shards (not in this version)");
+  add_missing(*convert, chosen, "shard", "parallel shards from one directory (not in this version)");
+}
+
+} // namespace troupe
