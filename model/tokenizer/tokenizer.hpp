@@ -29,6 +29,7 @@ public:
   bool is_special(std::int32_t id) const;
 
 private:
+  friend class incremental_decoder;
   tokenizer();
   struct impl;
   std::unique_ptr<impl> impl_;
@@ -43,10 +44,13 @@ public:
   std::string finish();
 
 private:
+  std::string settled(bool at_end);
+
   std::shared_ptr<const tokenizer> tok_;
   bool skip_;
-  std::vector<std::int32_t> ids_;
-  std::string emitted_;
+  std::vector<std::int32_t> ids_; // all so far, where the decoder needs more than the bytes
+  std::size_t emitted_ = 0;       // bytes of their text
+  std::string pending_;           // bytes that are no whole character yet
 };
 
 } // namespace troupe

@@ -1,0 +1,67 @@
+#pragma once
+#include "core/error.hpp"
+#include <nlohmann/json.hpp>
+#include <string>
+
+namespace troupe::part_json {
+
+/// Depth to which parts may hold parts.
+inline constexpr int max_depth = 16;
+
+/// A value for a message: short, and without walking into it.
+inline std::string brief(const nlohmann::json& value) {
+  if (value.is_structured())
+    return value.type_name();
+  auto text = value.dump();
+  return text.size() <= 80 ? text : text.substr(0, 77) + "...";
+}
+
+inline std::string type_of(const nlohmann::json& part, const std::string& where) {
+  if (!part.is_object() || !part.contains("type") || !part["type"].is_string())
+    throw error(errc::bad_input, where + " must be an object with a \"type\"");
+  return part["type"].get<std::string>();
+}
+
+inline bool boolean(const nlohmann::json& part, const char* key, bool otherwise, const std::string& where) {
+  const auto it = part.find(key);
+  if (it == part.end() || it->is_null())
+    return otherwise;
+  if (!it->is_boolean())
+    throw error(errc::bad_input, where + "." + key + " must be true or false");
+  return it->get<bool>();
+}
+
+inline std::string text(const nlohmann::json& part, const char* key, const std::string& where) {
+  const auto it = part.find(key);
+  if (it == part.end() || !it->is_string())
+    throw error(errc::bad_input, where + "." + key + " must be a string");
+  return it->get<std::string>();
+}
+
+/// An integer from 0 to `limit`.
+inline std::int64_t count(const nlohmann::json& part, const char* key, std::int64_t limit, const std::string& where) {
+  const auto it = part.find(key);
+  if (it == part.end() || !it->is_number_unsigned() || it->get<std::uint64_t>() > static_cast<std::uint64_t>(limit))
+    throw error(errc::bad_input, where + "." + key + " must be an integer from 0 to " + std::to_string(limit));
+  return it->get<std::int64_t>();
+}
+
+inline const nlohmann::json& array(const nlohmann::json& part, const char* key, const std::string& where) {
+  const auto it = part.find(key);
+  if (it == part.end() || !it->is_array())
+    throw error(errc::bad_input, where + "." + key + " must be an array");
+  return *it;
+}
+
+/// The readers of the parts of a Sequence: `read(part, where, depth)` for each.
+template <class Part, class Read>
+std::vector<std::unique_ptr<Part>> sequence(const nlohmann::json& part, const char* key, const std::string& where, int depth, Read read) {
+  if (depth >= max_depth)
+    throw error(errc::bad_input, where + ": parts nested deeper than " + std::to_string(max_depth));
+  std::vector<std::unique_ptr<Part>> out;
+  for (const auto& inner : array(part, key, where))
+    out.push_back(read(inner, where + "." + key + "[" + std::to_string(out.size()) + "]", depth + 1));
+  return out;
+}
+
+} // namespace troupe::part_json

@@ -1,0 +1,214 @@
+#include "model/tokenizer/tokenizer.hpp"
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include "model/tokenizer/added_tokens.hpp"
+#include "model/tokenizer/bpe.hpp"
+#include "model/tokenizer/limits.hpp"
+#include "model/tokenizer/part_json.hpp"
+#include "model/tokenizer/parts.hpp"
+#include "model/tokenizer/utf8.hpp"
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace troupe {
+namespace {
+
+const nlohmann::json absent;
+
+const nlohmann::json& section(const nlohmann::json& root, const char* key) {
+  const auto it = root.find(key);
+  return it == root.end() ? absent : *it;
+}
+
+nlohmann::json parse_root(std::string_view text, const std::string& name) {
+  try {
+    auto root = nlohmann::json::parse(text);
+    if (root.is_object())
+      return root;
+  } catch (const nlohmann::json::exception& e) {
+    throw error(errc::bad_input, name + ": not JSON: " + e.what());
+  }
+  throw error(errc::bad_input, name + ": must be a JSON object");
+}
+
+const nlohmann::json& read_model(const nlohmann::json& root, const std::string& name) {
+  const auto& model = section(root, "model");
+  if (!model.is_object())
+    throw error(errc::bad_input, name + ": model must be an object");
+  // Files of old have no type; only BPE has merges.
+  const auto type = model.contains("type") ? part_json::type_of(model, name + ": model") : model.contains("merges") ? "BPE" : "without a type";
+  if (type != "BPE")
+    throw error(errc::unsupported, name + ": model " + type + " is not supported; BPE is");
+  return model;
+}
+
+bool is_byte_token(std::string_view token) { return token.size() == 6 && token.starts_with("<0x") && token.back() == '>'; }
+
+} // namespace
+
+struct tokenizer::impl {
+  impl(const nlohmann::json& root, const std::string& name)
+      : model(read_model(root, name), name), normal(read_normalizer(section(root, "normalizer"), name + ": normalizer")),
+        pre(read_pre_tokenizer(section(root, "pre_tokenizer"), name + ": pre_tokenizer")),
+        post(read_post_processor(section(root, "post_processor"), name + ": post_processor")),
+        decode(read_decoder(section(root, "decoder"), name + ": decoder")), added(section(root, "added_tokens"), model, normal.get(), name) {
+    std::vector<std::int32_t> written = post ? post->apply({}) : std::vector<std::int32_t>();
+    for (const auto id : written)
+      if (token_of(id) == nullptr)
+        throw error(errc::bad_input, name + ": post_processor writes id " + std::to_string(id) + ", which no token has");
+    limits = length_limits(section(root, "truncation"), section(root, "padding"), written.size(), name);
+  }
+
+  const std::string* token_of(std::int64_t id) const {
+    const added_token* token = added.find(id);
+    return token != nullptr ? &token->content : model.id_to_token(id);
+  }
+
+  void encode_text(std::string_view text, std::vector<std::int32_t>& ids) const {
+    piece_list list;
+    list.pieces = {text};
+    if (pre)
+      pre->split(list);
+    for (const auto piece : list.pieces)
+      model.encode(piece, ids);
+  }
+
+  std::vector<std::int32_t> encode(std::string_view text) const {
+    std::vector<std::int32_t> ids;
+    for (const auto& raw : added.split_raw(text)) {
+      if (raw.id >= 0) {
+        ids.push_back(raw.id);
+        continue;
+      }
+      const std::string normalized = normal ? normal->apply(std::string(raw.text)) : std::string();
+      for (const auto& part : added.split_normalized(normal ? std::string_view(normalized) : raw.text))
+        if (part.id >= 0)
+          ids.push_back(part.id);
+        else
+          encode_text(part.text, ids);
+    }
+    return ids;
+  }
+
+  std::vector<std::string> tokens_of(std::span<const std::int32_t> ids, bool skip_special) const {
+    std::vector<std::string> tokens;
+    tokens.reserve(ids.size());
+    for (const auto id : ids)
+      if (const std::string* token = token_of(id); token != nullptr && !(skip_special && added.is_special(*token)))
+        tokens.push_back(*token);
+    return tokens;
+  }
+
+  bpe model;
+  std::unique_ptr<normalizer> normal;
+  std::unique_ptr<pre_tokenizer> pre;
+  std::unique_ptr<post_processor> post;
+  std::unique_ptr<decoder> decode;
+  added_tokens added;
+  length_limits limits;
+};
+
+tokenizer::tokenizer() = default;
+tokenizer::~tokenizer() = default;
+
+std::shared_ptr<const tokenizer> tokenizer::load(const std::filesystem::path& dir) {
+  const auto file = dir / "tokenizer.json";
+  return parse(read_file(file), file.string());
+}
+
+std::shared_ptr<const tokenizer> tokenizer::parse(std::string_view json_text, const std::string& name) {
+  std::shared_ptr<tokenizer> made(new tokenizer);
+  made->impl_ = std::make_unique<impl>(parse_root(json_text, name), name);
+  return made;
+}
+
+std::vector<std::int32_t> tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+  if (const auto bad = utf8::find_invalid(text); bad != std::string_view::npos)
+    throw error(errc::bad_input, "text to encode: byte " + std::to_string(bad) + " is not UTF-8");
+  auto ids = impl_->encode(text);
+  const bool wrap = add_special_tokens && impl_->post;
+  impl_->limits.truncate(ids, wrap);
+  if (wrap)
+    ids = impl_->post->apply(std::move(ids));
+  impl_->limits.pad(ids);
+  return ids;
+}
+
+std::string tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special_tokens) const {
+  auto tokens = impl_->tokens_of(ids, skip_special_tokens);
+  if (impl_->decode)
+    tokens = impl_->decode->apply(std::move(tokens));
+  std::string text;
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (i > 0 && !impl_->decode)
+      text += ' ';
+    text += tokens[i];
+  }
+  return text;
+}
+
+std::int64_t tokenizer::vocab_size() const { return std::max(impl_->model.id_limit(), impl_->added.id_limit()); }
+
+std::optional<std::int32_t> tokenizer::token_to_id(std::string_view token) const {
+  const auto it = impl_->added.ids().find(token);
+  return it != impl_->added.ids().end() ? std::optional(it->second) : impl_->model.token_to_id(token);
+}
+
+std::string tokenizer::id_to_token(std::int32_t id) const {
+  const std::string* token = impl_->token_of(id);
+  return token != nullptr ? *token : std::string();
+}
+
+bool tokenizer::is_special(std::int32_t id) const {
+  const std::string* token = impl_->token_of(id);
+  return token != nullptr && impl_->added.is_special(*token);
+}
+
+incremental_decoder::incremental_decoder(std::shared_ptr<const tokenizer> tok, bool skip_special_tokens)
+    : tok_(std::move(tok)), skip_(skip_special_tokens) {}
+
+std::string incremental_decoder::add(std::int32_t id) {
+  const auto& impl = *tok_->impl_;
+  if (!impl.decode || !impl.decode->joins_bytes()) {
+    ids_.push_back(id);
+    return settled(false);
+  }
+  const std::string* token = impl.token_of(id);
+  std::string text;
+  if (token == nullptr || (skip_ && impl.added.is_special(*token)))
+    return text;
+  append_byte_level(pending_, *token);
+  pending_.erase(0, utf8::append_lossy(text, pending_, true));
+  return text;
+}
+
+// A token's text can depend on those behind it in two ways: bytes spelled as tokens form a character together, and a
+// decoder may cut the end.
+std::string incremental_decoder::settled(bool at_end) {
+  const auto& impl = *tok_->impl_;
+  std::size_t certain = ids_.size();
+  if (!at_end) {
+    if (impl.decode && impl.decode->cuts_end())
+      return {};
+    for (; certain > 0; --certain) {
+      const std::string* token = impl.token_of(ids_[certain - 1]);
+      if (token != nullptr && !is_byte_token(*token) && !(skip_ && impl.added.is_special(*token)))
+        break;
+    }
+  }
+  auto text = tok_->decode(std::span(ids_).first(certain), skip_);
+  if (text.size() <= emitted_)
+    return {};
+  text.erase(0, emitted_);
+  emitted_ += text.size();
+  return text;
+}
+
+std::string incremental_decoder::finish() {
+  std::string text = settled(true);
+  utf8::append_lossy(text, pending_);
+  pending_.clear();
+  return text;
+}
+
+} // namespace troupe

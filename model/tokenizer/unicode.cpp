@@ -1,0 +1,122 @@
+#include "model/tokenizer/unicode.hpp"
+#include "core/error.hpp"
+#include "model/tokenizer/utf8.hpp"
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <new>
+#include <utf8proc.h>
+#include <vector>
+
+namespace troupe::unicode {
+namespace {
+
+const std::map<std::string_view, std::vector<range>>& tables() {
+  static const std::map<std::string_view, std::vector<range>> all = {
+#include "model/tokenizer/unicode_tables.inc"
+  };
+  return all;
+}
+
+bool within(std::span<const range> ranges, char32_t c) noexcept {
+  const auto it = std::upper_bound(ranges.begin(), ranges.end(), c, [](char32_t x, const range& r) { return x < r.first; });
+  return it != ranges.begin() && c <= std::prev(it)->last;
+}
+
+utf8proc_category_t category(char32_t c) noexcept { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
+
+constexpr range space_ranges[] = {{0x9, 0xD},       {0x20, 0x20},     {0x85, 0x85},     {0xA0, 0xA0},     {0x1680, 0x1680},
+                                  {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000}};
+// Other_Alphabetic symbols: circled and squared Latin letters.
+constexpr range letter_symbols[] = {{0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
+
+void append_normalized(std::string& out, std::string_view text, form f) {
+  if (text.empty())
+    return;
+  int options = UTF8PROC_STABLE | (f == form::nfc || f == form::nfkc ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE);
+  if (f == form::nfkc || f == form::nfkd)
+    options |= UTF8PROC_COMPAT;
+  utf8proc_uint8_t* result = nullptr;
+  const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()), static_cast<utf8proc_ssize_t>(text.size()),
+                                   &result, static_cast<utf8proc_option_t>(options));
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(result, &std::free);
+  if (length < 0)
+    throw error(errc::failed, std::string("Unicode normalization: ") + utf8proc_errmsg(length));
+  out.append(reinterpret_cast<const char*>(result), static_cast<std::size_t>(length));
+}
+
+} // namespace
+
+std::span<const range> additions(std::string_view class_name) {
+  const auto it = tables().find(class_name);
+  return it == tables().end() ? std::span<const range>() : std::span<const range>(it->second);
+}
+
+std::span<const range> spaces() noexcept { return space_ranges; }
+bool is_space(char32_t c) noexcept { return within(space_ranges, c); }
+
+bool is_numeric(char32_t c) noexcept {
+  if (c < 0x80)
+    return c >= '0' && c <= '9';
+  static const auto more = additions("numeric");
+  const auto k = category(c);
+  return k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO || within(more, c);
+}
+
+bool is_word(char32_t c) noexcept {
+  switch (category(c)) {
+  case UTF8PROC_CATEGORY_LU:
+  case UTF8PROC_CATEGORY_LL:
+  case UTF8PROC_CATEGORY_LT:
+  case UTF8PROC_CATEGORY_LM:
+  case UTF8PROC_CATEGORY_LO:
+  case UTF8PROC_CATEGORY_MN:
+  case UTF8PROC_CATEGORY_MC:
+  case UTF8PROC_CATEGORY_ME:
+  case UTF8PROC_CATEGORY_ND:
+  case UTF8PROC_CATEGORY_NL:
+  case UTF8PROC_CATEGORY_PC:
+    return true;
+  default:
+    break;
+  }
+  static const std::span<const range> more[] = {additions("L"), additions("M"), additions("Nd"), letter_symbols};
+  return c == 0x200C || c == 0x200D || std::any_of(std::begin(more), std::end(more), [c](auto r) { return within(r, c); });
+}
+
+std::string normalize(std::string_view text, form f) {
+  std::string out;
+  out.reserve(text.size());
+  if (std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; }))
+    return std::string(text);
+  static const auto unordered = additions("unordered");
+  // A mark of no class parts what stands before it from what stands behind.
+  std::size_t begin = 0;
+  for (std::size_t pos = 0; pos < text.size();) {
+    const std::size_t at = pos;
+    if (within(unordered, utf8::next(text, pos))) {
+      append_normalized(out, text.substr(begin, at - begin), f);
+      out.append(text.substr(at, pos - at));
+      begin = pos;
+    }
+  }
+  append_normalized(out, text.substr(begin), f);
+  return out;
+}
+
+std::string lowercase(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (std::size_t pos = 0; pos < text.size();) {
+    const char32_t c = utf8::next(text, pos);
+    if (c == 0x130) { // the one letter whose lower case is two characters
+      out += "i\xCC\x87";
+      continue;
+    }
+    utf8::append(out, static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
+  }
+  return out;
+}
+
+} // namespace troupe::unicode
