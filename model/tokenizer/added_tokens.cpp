@@ -46,7 +46,8 @@ void added_tokens::matcher::add(std::string_view content, std::int32_t token) {
     return;
   std::uint32_t node = 0;
   for (const char c : content) {
-    const auto [it, fresh] = next.try_emplace(std::uint64_t(node) << 8 | static_cast<unsigned char>(c), static_cast<std::uint32_t>(id.size()));
+    const auto [it, fresh] =
+        next.try_emplace(std::uint64_t(node) << 8 | static_cast<unsigned char>(c), static_cast<std::uint32_t>(id.size()));
     if (fresh)
       id.push_back(-1);
     node = it->second;
@@ -119,7 +120,8 @@ std::vector<text_part> added_tokens::split(std::string_view text, const matcher&
   std::vector<text_part> parts;
   std::size_t done = 0;
   for (std::size_t at = 0; at < text.size();) {
-    const auto [length, id] = m.starts[static_cast<unsigned char>(text[at])] ? m.longest(text, at) : std::pair<std::size_t, std::int32_t>{0, -1};
+    const auto [length, id] =
+        m.starts[static_cast<unsigned char>(text[at])] ? m.longest(text, at) : std::pair<std::size_t, std::int32_t>{0, -1};
     if (id < 0) {
       ++at;
       continue;

@@ -77,8 +77,8 @@ void bpe::read_vocab(const nlohmann::json& vocab, const std::string& where) {
   vocab_.reserve(vocab.size());
   for (const auto& [token, id] : vocab.items()) {
     if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= max_id)
-      throw error(errc::bad_input, where + ": model.vocab[\"" + token + "\"] = " + part_json::brief(id) + ": an id is an integer from 0 to " +
-                                       std::to_string(max_id - 1));
+      throw error(errc::bad_input, where + ": model.vocab[\"" + token + "\"] = " + part_json::brief(id) +
+                                       ": an id is an integer from 0 to " + std::to_string(max_id - 1));
     const auto at = id.get<std::size_t>();
     if (at >= tokens_.size()) {
       tokens_.resize(at + 1);

@@ -46,13 +46,13 @@ private:
   string_ids vocab_;
   std::vector<std::string> tokens_;
   std::vector<char> present_;
-  std::vector<std::int32_t> short_ids_;     // by character below U+0800; -1: no token
-  std::vector<std::uint64_t> pair_keys_;    // open addressing; empty_pair marks a free place
+  std::vector<std::int32_t> short_ids_;  // by character below U+0800; -1: no token
+  std::vector<std::uint64_t> pair_keys_; // open addressing; empty_pair marks a free place
   std::vector<merge> pair_values_;
-  std::vector<std::int32_t> byte_ids_;      // of "<0x00>" ...; -1: none
+  std::vector<std::int32_t> byte_ids_; // of "<0x00>" ...; -1: none
   std::optional<std::int32_t> unknown_;
   bool fuse_unknown_ = false, byte_fallback_ = false, ignore_merges_ = false;
-  std::uint64_t serial_;                    // names this model in the threads' caches
+  std::uint64_t serial_; // names this model in the threads' caches
 };
 
 } // namespace troupe

@@ -58,10 +58,8 @@ made read(const json& part, const std::string& where, int depth) {
   static const std::map<std::string, reader> readers = {
       {"ByteLevel", [](const json&, const std::string&, int) { return std::make_unique<byte_level>(); }},
       {"Fuse", [](const json&, const std::string&, int) { return std::make_unique<fuse>(); }},
-      {"Sequence",
-       [](const json& p, const std::string& w, int d) {
-         return std::make_unique<in_turn>(part_json::sequence<decoder>(p, "decoders", w, d, read));
-       }},
+      {"Sequence", [](const json& p, const std::string& w,
+                      int d) { return std::make_unique<in_turn>(part_json::sequence<decoder>(p, "decoders", w, d, read)); }},
   };
   const auto type = part_json::type_of(part, where);
   const auto it = readers.find(type);
@@ -72,6 +70,8 @@ made read(const json& part, const std::string& where, int depth) {
 
 } // namespace
 
-std::unique_ptr<decoder> read_decoder(const json& part, const std::string& where) { return part.is_null() ? nullptr : read(part, where, 0); }
+std::unique_ptr<decoder> read_decoder(const json& part, const std::string& where) {
+  return part.is_null() ? nullptr : read(part, where, 0);
+}
 
 } // namespace troupe

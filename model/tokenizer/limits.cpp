@@ -33,8 +33,8 @@ length_limits::length_limits(const nlohmann::json& truncation, const nlohmann::j
     max_length_ = static_cast<std::size_t>(part_json::count(truncation, "max_length", max_length, place));
     const auto stride = truncation.contains("stride") ? part_json::count(truncation, "stride", max_length, place) : 0;
     if (*max_length_ < n_added || (stride > 0 && static_cast<std::size_t>(stride) >= *max_length_ - n_added))
-      throw error(errc::bad_input, place + ".max_length " + std::to_string(*max_length_) + " leaves no room beside " + std::to_string(n_added) +
-                                       " special tokens and the stride");
+      throw error(errc::bad_input, place + ".max_length " + std::to_string(*max_length_) + " leaves no room beside " +
+                                       std::to_string(n_added) + " special tokens and the stride");
   }
   if (padding.is_null())
     return;

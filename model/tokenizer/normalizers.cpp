@@ -83,27 +83,24 @@ using made = std::unique_ptr<normalizer>;
 
 made read(const json& part, const std::string& where, int depth) {
   using reader = std::function<made(const json&, const std::string&, int)>;
-  static const auto form = [](unicode::form f) { return [f](const json&, const std::string&, int) { return std::make_unique<normal_form>(f); }; };
+  static const auto form = [](unicode::form f) {
+    return [f](const json&, const std::string&, int) { return std::make_unique<normal_form>(f); };
+  };
   static const std::map<std::string, reader> readers = {
       {"NFC", form(unicode::form::nfc)},
       {"NFD", form(unicode::form::nfd)},
       {"NFKC", form(unicode::form::nfkc)},
       {"NFKD", form(unicode::form::nfkd)},
       {"Lowercase", [](const json&, const std::string&, int) { return std::make_unique<lowercase>(); }},
-      {"Prepend",
-       [](const json& p, const std::string& w, int) { return std::make_unique<prepend>(part_json::text(p, "prepend", w)); }},
-      {"Replace",
-       [](const json& p, const std::string& w, int) {
-         return std::make_unique<replace_pattern>(read_pattern(p, "pattern", w), part_json::text(p, "content", w));
-       }},
+      {"Prepend", [](const json& p, const std::string& w, int) { return std::make_unique<prepend>(part_json::text(p, "prepend", w)); }},
+      {"Replace", [](const json& p, const std::string& w,
+                     int) { return std::make_unique<replace_pattern>(read_pattern(p, "pattern", w), part_json::text(p, "content", w)); }},
       {"Strip",
        [](const json& p, const std::string& w, int) {
          return std::make_unique<strip>(part_json::boolean(p, "strip_left", true, w), part_json::boolean(p, "strip_right", true, w));
        }},
-      {"Sequence",
-       [](const json& p, const std::string& w, int d) {
-         return std::make_unique<in_turn>(part_json::sequence<normalizer>(p, "normalizers", w, d, read));
-       }},
+      {"Sequence", [](const json& p, const std::string& w,
+                      int d) { return std::make_unique<in_turn>(part_json::sequence<normalizer>(p, "normalizers", w, d, read)); }},
   };
   const auto type = part_json::type_of(part, where);
   const auto it = readers.find(type);

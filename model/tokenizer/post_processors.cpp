@@ -87,10 +87,8 @@ made read(const json& part, const std::string& where, int depth) {
   static const std::map<std::string, reader> readers = {
       {"ByteLevel", [](const json&, const std::string&, int) { return std::make_unique<unchanged>(); }},
       {"TemplateProcessing", [](const json& p, const std::string& w, int) { return std::make_unique<template_processing>(p, w); }},
-      {"Sequence",
-       [](const json& p, const std::string& w, int d) {
-         return std::make_unique<in_turn>(part_json::sequence<post_processor>(p, "processors", w, d, read));
-       }},
+      {"Sequence", [](const json& p, const std::string& w,
+                      int d) { return std::make_unique<in_turn>(part_json::sequence<post_processor>(p, "processors", w, d, read)); }},
   };
   const auto type = part_json::type_of(part, where);
   const auto it = readers.find(type);

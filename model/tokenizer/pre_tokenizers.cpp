@@ -192,7 +192,8 @@ behavior read_behavior(const json& part, const std::string& where) {
   const auto name = part_json::text(part, "behavior", where);
   const auto it = names.find(name);
   if (it == names.end())
-    throw error(errc::bad_input, where + ".behavior \"" + name + "\" is none of Removed, Isolated, MergedWithPrevious, MergedWithNext, Contiguous");
+    throw error(errc::bad_input,
+                where + ".behavior \"" + name + "\" is none of Removed, Isolated, MergedWithPrevious, MergedWithNext, Contiguous");
   return it->second;
 }
 
@@ -201,19 +202,18 @@ made read(const json& part, const std::string& where, int depth) {
   static const std::map<std::string, reader> readers = {
       {"ByteLevel",
        [](const json& p, const std::string& w, int) {
-         return std::make_unique<byte_level>(part_json::boolean(p, "add_prefix_space", true, w), part_json::boolean(p, "use_regex", true, w));
+         return std::make_unique<byte_level>(part_json::boolean(p, "add_prefix_space", true, w),
+                                             part_json::boolean(p, "use_regex", true, w));
        }},
-      {"Digits",
-       [](const json& p, const std::string& w, int) { return std::make_unique<digits>(part_json::boolean(p, "individual_digits", false, w)); }},
+      {"Digits", [](const json& p, const std::string& w,
+                    int) { return std::make_unique<digits>(part_json::boolean(p, "individual_digits", false, w)); }},
       {"Split",
        [](const json& p, const std::string& w, int) {
          return std::make_unique<split_at>(read_pattern(p, "pattern", w), read_behavior(p, w), part_json::boolean(p, "invert", false, w));
        }},
       {"WhitespaceSplit", [](const json&, const std::string&, int) { return std::make_unique<whitespace_split>(); }},
-      {"Sequence",
-       [](const json& p, const std::string& w, int d) {
-         return std::make_unique<in_turn>(part_json::sequence<pre_tokenizer>(p, "pretokenizers", w, d, read));
-       }},
+      {"Sequence", [](const json& p, const std::string& w,
+                      int d) { return std::make_unique<in_turn>(part_json::sequence<pre_tokenizer>(p, "pretokenizers", w, d, read)); }},
   };
   const auto type = part_json::type_of(part, where);
   const auto it = readers.find(type);

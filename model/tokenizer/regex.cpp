@@ -13,8 +13,8 @@ namespace troupe {
 namespace {
 
 constexpr std::size_t max_pattern = 1 << 16;
-constexpr std::string_view known_classes[] = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M",  "Mn", "Mc", "Me", "N",  "Nd", "Nl", "No", "P",
-                                              "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S",  "Sm", "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp"};
+constexpr std::string_view known_classes[] = {"L",  "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Mn", "Mc", "Me", "N",  "Nd", "Nl", "No", "P", "Pc",
+                                              "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "S", "Sm", "Sc", "Sk", "So", "Z",  "Zs", "Zl", "Zp"};
 
 std::string hex(char32_t c) {
   std::array<char, 16> text{};
@@ -40,9 +40,7 @@ std::string complement_text(std::span<const unicode::range> ranges) {
   return out + hex(next) + "-\\x{10FFFF}";
 }
 
-std::string property(std::string_view name) {
-  return "\\p{" + std::string(name) + "}" + ranges_text(unicode::additions(name));
-}
+std::string property(std::string_view name) { return "\\p{" + std::string(name) + "}" + ranges_text(unicode::additions(name)); }
 
 // Rewrites a pattern from left to right. Classes become explicit, so that neither library's Unicode tables are asked
 // for more than both know.
@@ -240,7 +238,8 @@ struct regex::compiled {
 
 regex::regex(std::string_view pattern, const std::string& where) {
   if (pattern.size() > max_pattern)
-    throw error(errc::unsupported, where + ": a regex of " + std::to_string(pattern.size()) + " bytes; the limit is " + std::to_string(max_pattern));
+    throw error(errc::unsupported,
+                where + ": a regex of " + std::to_string(pattern.size()) + " bytes; the limit is " + std::to_string(max_pattern));
   // Ruby's ^ and $ are a line's ends; its . is every character but the line feed.
   compiled_ = std::make_shared<const compiled>(from_oniguruma(pattern, where), PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE, where);
 }
@@ -258,7 +257,8 @@ void regex::for_each(std::string_view text, const std::function<void(std::size_t
     if (found == PCRE2_ERROR_NOMATCH)
       return;
     if (found < 0)
-      throw error(errc::failed, compiled_->where + ": regex: " + message_of(found) + " in a text of " + std::to_string(text.size()) + " bytes");
+      throw error(errc::failed,
+                  compiled_->where + ": regex: " + message_of(found) + " in a text of " + std::to_string(text.size()) + " bytes");
     const PCRE2_SIZE* span = pcre2_get_ovector_pointer(space.data);
     if (span[0] == span[1] && span[1] == last_end) {
       if (from >= text.size())

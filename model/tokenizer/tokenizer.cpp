@@ -36,7 +36,9 @@ const nlohmann::json& read_model(const nlohmann::json& root, const std::string& 
   if (!model.is_object())
     throw error(errc::bad_input, name + ": model must be an object");
   // Files of old have no type; only BPE has merges.
-  const auto type = model.contains("type") ? part_json::type_of(model, name + ": model") : model.contains("merges") ? "BPE" : "without a type";
+  const auto type = model.contains("type")     ? part_json::type_of(model, name + ": model")
+                    : model.contains("merges") ? "BPE"
+                                               : "without a type";
   if (type != "BPE")
     throw error(errc::unsupported, name + ": model " + type + " is not supported; BPE is");
   return model;
@@ -51,7 +53,8 @@ struct tokenizer::impl {
       : model(read_model(root, name), name), normal(read_normalizer(section(root, "normalizer"), name + ": normalizer")),
         pre(read_pre_tokenizer(section(root, "pre_tokenizer"), name + ": pre_tokenizer")),
         post(read_post_processor(section(root, "post_processor"), name + ": post_processor")),
-        decode(read_decoder(section(root, "decoder"), name + ": decoder")), added(section(root, "added_tokens"), model, normal.get(), name) {
+        decode(read_decoder(section(root, "decoder"), name + ": decoder")),
+        added(section(root, "added_tokens"), model, normal.get(), name) {
     std::vector<std::int32_t> written = post ? post->apply({}) : std::vector<std::int32_t>();
     for (const auto id : written)
       if (token_of(id) == nullptr)

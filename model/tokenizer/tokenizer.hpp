@@ -23,9 +23,9 @@ public:
   std::vector<std::int32_t> encode(std::string_view text, bool add_special_tokens) const;
   /// Bytes that are not UTF-8 become U+FFFD; ids out of range are skipped, as the package does.
   std::string decode(std::span<const std::int32_t> ids, bool skip_special_tokens) const;
-  std::int64_t vocab_size() const;                              // with added tokens
+  std::int64_t vocab_size() const; // with added tokens
   std::optional<std::int32_t> token_to_id(std::string_view token) const;
-  std::string id_to_token(std::int32_t id) const;               // empty when there is none
+  std::string id_to_token(std::int32_t id) const; // empty when there is none
   bool is_special(std::int32_t id) const;
 
 private:
