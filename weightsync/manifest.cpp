@@ -1,0 +1,112 @@
+#include "core/error.hpp"
+#include "experience/binary.hpp"
+#include "weightsync/channel.hpp"
+#include <algorithm>
+#include <limits>
+
+namespace troupe {
+namespace {
+
+constexpr std::uint32_t magic = 0x464d5754; // "TWMF"
+constexpr std::uint32_t format = 1;
+constexpr std::size_t entry_bytes = 4 + 1 + 4 + 8 + 1 + 8; // of an entry without name and dimensions
+
+/// A bijection of the word for every index, so that one changed word always changes the sum; not linear, so that exchanged
+/// words do as well. Constants: splitmix64.
+std::uint64_t mix(std::uint64_t word, std::uint64_t index) {
+  std::uint64_t x = word + (index + 1) * 0x9E3779B97F4A7C15u;
+  x ^= x >> 32;
+  x *= 0xBF58476D1CE4E5B9u;
+  return x ^ x >> 29;
+}
+
+std::uint64_t bytes_of(byte_reader& in, const manifest_entry& e) {
+  std::uint64_t n = size_of(e.type);
+  for (std::int64_t d : e.shape) {
+    if (d < 0)
+      in.fail("tensor " + e.name + " has a dimension of " + std::to_string(d));
+    if (d != 0 && n > std::numeric_limits<std::uint64_t>::max() / std::uint64_t(d))
+      in.fail("tensor " + e.name + " has a shape of more than 2^64 bytes");
+    n *= std::uint64_t(d);
+  }
+  return n;
+}
+
+manifest_entry get_entry(byte_reader& in) {
+  manifest_entry e;
+  e.name = in.get_string();
+  const auto type = in.get<std::uint8_t>();
+  if (type > std::uint8_t(dtype::boolean))
+    in.fail("tensor " + e.name + " has dtype " + std::to_string(type) + ", which is not known");
+  e.type = dtype(type);
+  e.shape = in.get_array<std::int64_t>();
+  e.n_bytes = in.get<std::uint64_t>();
+  if (const std::uint64_t expected = bytes_of(in, e); e.n_bytes != expected)
+    in.fail("tensor " + e.name + " has " + std::to_string(e.n_bytes) + " bytes, its shape says " + std::to_string(expected));
+  const auto trainable = in.get<std::uint8_t>();
+  if (trainable > 1)
+    in.fail("tensor " + e.name + " has a trainable flag of " + std::to_string(trainable));
+  e.trainable = trainable == 1;
+  e.checksum = in.get<std::uint64_t>();
+  return e;
+}
+
+} // namespace
+
+std::uint64_t weights_checksum(std::span<const std::byte> bytes, std::uint64_t first_word) {
+  std::uint64_t sum = 0, word = 0;
+  const std::size_t n_words = bytes.size() / 8;
+  for (std::size_t i = 0; i < n_words; ++i) {
+    std::memcpy(&word, bytes.data() + i * 8, 8);
+    sum += mix(word, first_word + i);
+  }
+  if (const std::size_t tail = bytes.size() % 8) {
+    word = 0;
+    std::memcpy(&word, bytes.data() + n_words * 8, tail);
+    sum += mix(word, first_word + n_words);
+  }
+  return sum;
+}
+
+manifest make_manifest(causal_lm& model, weights_version version) {
+  manifest m{version, {}};
+  for (const parameter& p : model.parameters())
+    m.entries.push_back({p.name, model.compute_type(), p.shape, p.value.size(), p.trainable, weights_checksum(p.value)});
+  return m;
+}
+
+std::string pack_manifest(const manifest& m) {
+  byte_writer out;
+  out.put(magic);
+  out.put(format);
+  out.put(m.version.incarnation);
+  out.put(m.version.step);
+  out.put(std::uint32_t(m.entries.size()));
+  for (const manifest_entry& e : m.entries) {
+    out.put_string(e.name);
+    out.put(std::uint8_t(e.type));
+    out.put_array(std::span<const std::int64_t>(e.shape));
+    out.put(e.n_bytes);
+    out.put(std::uint8_t(e.trainable));
+    out.put(e.checksum);
+  }
+  return out.take();
+}
+
+manifest unpack_manifest(std::string_view bytes) {
+  byte_reader in(bytes, "weights manifest");
+  if (in.get<std::uint32_t>() != magic)
+    in.fail("not a manifest");
+  if (const auto v = in.get<std::uint32_t>(); v != format)
+    in.fail("format " + std::to_string(v) + ", this program reads " + std::to_string(format));
+  manifest m;
+  m.version.incarnation = in.get<std::uint32_t>();
+  m.version.step = in.get<std::uint32_t>();
+  const std::uint32_t n = in.get_count(entry_bytes);
+  for (std::uint32_t i = 0; i < n; ++i)
+    m.entries.push_back(get_entry(in));
+  in.finish();
+  return m;
+}
+
+} // namespace troupe
