@@ -14,7 +14,7 @@ using metric_map = std::map<std::string, double>;
 /// Owned by the run's driver; one thread. Throws errc::io with the path and the reason.
 class metric_sink {
 public:
-  /// Opens for appending; lines of steps after `last_step` are dropped first (a resumed run writes them again).
+  /// Opens for appending; lines of steps after `last_step` are dropped first (a resumed run writes them again); -1: a new run.
   metric_sink(const std::filesystem::path& run_dir, std::int64_t last_step);
   ~metric_sink();
   /// Adds a step's values; a step already written is ignored, so that work done again is recorded once.
