@@ -352,6 +352,8 @@ private:
       bad("run.total_epochs", "run.total_steps and run.total_epochs are both given; keep one");
     if (c.run.task == run_task::rl && c.reward.function.empty())
       bad("reward.function", "reward.function is required for run.task = \"rl\": " + range_of(*find_field("reward.function")));
+    if (c.algorithm.adv_estimator == "grpo_passk" && c.rollout.n < 2)
+      bad("rollout.n", "rollout.n = 1 leaves algorithm.adv_estimator = \"grpo_passk\" nothing to compare; it needs at least 2");
     if (c.data.train_batch_size % c.learner.ppo_mini_batch_size != 0)
       bad("learner.ppo_mini_batch_size", "learner.ppo_mini_batch_size = " + std::to_string(c.learner.ppo_mini_batch_size) +
                                              " does not divide data.train_batch_size = " + std::to_string(c.data.train_batch_size) +

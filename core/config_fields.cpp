@@ -15,8 +15,8 @@ constexpr double most_tokens = 1 << 24;
 constexpr double most_count = 1 << 24;
 
 // Kept equal to the learner's tables, which stand above this folder, by the learner's tests.
-const std::vector<std::string> advantage_estimators_here = {"\"grpo\"", "\"rloo\""};
-const std::vector<std::string> policy_losses_here = {"\"vanilla\"", "\"reinforce\""};
+const std::vector<std::string> advantage_estimators_here = {"\"grpo\"", "\"grpo_passk\"", "\"rloo\"", "\"opo\""};
+const std::vector<std::string> policy_losses_here = {"\"vanilla\"", "\"gspo\"", "\"cispo\"", "\"geo_mean\"", "\"reinforce\""};
 
 template <class T>
 config_value value_of(const T& member) {
