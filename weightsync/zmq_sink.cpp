@@ -21,8 +21,8 @@ constexpr std::int64_t max_reply_bytes = 64 << 20; // a manifest of 400,000 tens
 class session {
 public:
   session(const std::string& endpoint, const std::string& secret, weights_version version, milliseconds deadline)
-      : endpoint_(endpoint), secret_(secret), version_(version), deadline_(deadline), end_(steady_clock::now() + deadline),
-        socket_(context, zmq::socket_type::dealer), events_(context_, zmq::socket_type::pair) {
+      : endpoint_(endpoint), secret_(secret), version_(version), deadline_(deadline), end_(steady_clock::now() + deadline), context_(1),
+        socket_(context_, zmq::socket_type::dealer), events_(context_, zmq::socket_type::pair) {
     socket_.set(zmq::sockopt::maxmsgsize, max_reply_bytes);
     socket_.set(zmq::sockopt::linger, 0);
     events_.set(zmq::sockopt::linger, 0);
