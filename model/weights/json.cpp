@@ -39,9 +39,12 @@ std::string reason_of(const nlohmann::json::exception& e) {
     text.erase(0, tag + 2);
   if (text.rfind("parse error ", 0) == 0)
     text.erase(0, std::string_view("parse error ").size());
+  const bool clean = is_utf8(text);
   for (char& c : text)
     if (static_cast<unsigned char>(c) < 0x20)
       c = ' ';
+    else if (!clean && static_cast<unsigned char>(c) >= 0x80)
+      c = '?';
   return text.size() > 240 ? text.substr(0, 240) + "..." : text;
 }
 

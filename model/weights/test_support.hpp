@@ -1,0 +1,61 @@
+#pragma once
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <gtest/gtest.h>
+#include <string>
+#include <unistd.h>
+
+namespace troupe::test {
+
+/// A fresh directory, removed at the end of its scope.
+class scratch {
+public:
+  scratch() {
+    static std::atomic<int> made{0};
+    path_ = std::filesystem::temp_directory_path() / ("troupe-test-" + std::to_string(::getpid()) + "-" + std::to_string(made++));
+    std::filesystem::create_directories(path_);
+  }
+  ~scratch() { std::filesystem::remove_all(path_); }
+  scratch(const scratch&) = delete;
+  scratch& operator=(const scratch&) = delete;
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+  const std::filesystem::path& path() const { return path_; }
+
+  /// Writes a small file without waiting for the disk.
+  std::filesystem::path put(const std::string& name, std::string_view bytes) const {
+    const auto file = path_ / name;
+    std::filesystem::create_directories(file.parent_path());
+    FILE* out = std::fopen(file.c_str(), "wb");
+    std::fwrite(bytes.data(), 1, bytes.size(), out);
+    std::fclose(out);
+    return file;
+  }
+
+private:
+  std::filesystem::path path_;
+};
+
+/// The message that `call` throws, with `dir` replaced by "DIR"; empty when it does not throw. Checks that it is one line.
+template <class Call>
+std::string message_of(const std::filesystem::path& dir, errc expected, Call call) {
+  try {
+    call();
+  } catch (const error& e) {
+    std::string text = e.what();
+    for (auto at = text.find(dir.string()); at != std::string::npos; at = text.find(dir.string()))
+      text.replace(at, dir.string().size(), "DIR");
+    EXPECT_EQ(int(e.code()), int(expected)) << text;
+    EXPECT_EQ(text.find('\n'), std::string::npos) << text;
+    return text;
+  }
+  return "";
+}
+
+inline std::filesystem::path reference(const std::string& name) {
+  return std::filesystem::path(TROUPE_SOURCE_DIR) / "tests/reference/weights" / name;
+}
+
+} // namespace troupe::test

@@ -1,0 +1,171 @@
+"""Makes the files beside this script: what the safetensors and gguf packages write, and gguf-py's dequantised values.
+
+Needs torch, numpy, safetensors and gguf. Run in this folder; the output is the same every time.
+"""
+
+import json
+
+import gguf
+import numpy as np
+import torch
+from gguf.quants import dequantize
+from safetensors.torch import save_file
+
+ALL_TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+# Where the float16 scales lie in a block.
+SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+
+
+def mixed() -> None:
+    """Tensors of five dtypes; element k of a float tensor is (k - 4) / 8, of an integer tensor k - 2."""
+    floats = lambda n, t: ((torch.arange(n) - 4) / 8).to(t)
+    save_file(
+        {
+            "a.weight": floats(15, torch.float32).reshape(3, 5),
+            "b": floats(7, torch.bfloat16),
+            "empty": torch.zeros(0, 3),
+            "half": floats(6, torch.float16).reshape(1, 2, 3),
+            "ids": torch.arange(4) - 2,
+            "scalar": torch.tensor(2.5, dtype=torch.float64),
+        },
+        "mixed.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def random_blocks(rng: np.random.Generator, name: str) -> np.ndarray:
+    """Two rows of 256 elements: every bit of the quants random, scales finite."""
+    kind = gguf.GGMLQuantizationType[name]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    if name in ("F32", "F16"):
+        return rng.standard_normal((2, 256)).astype(np.float32 if name == "F32" else np.float16)
+    if name == "BF16":
+        values = rng.standard_normal((2, 256)).astype(np.float32)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(2, 512)
+    blocks = rng.integers(0, 256, (512 // block, size), dtype=np.uint8)
+    for at in SCALES[name]:
+        blocks[:, at : at + 2] = rng.standard_normal(len(blocks)).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(2, -1)
+
+
+def quants() -> None:
+    rng = np.random.default_rng(7)
+    writer = gguf.GGUFWriter("quants.gguf", "test")
+    expected = {}
+    for name in ALL_TYPES:
+        kind = gguf.GGMLQuantizationType[name]
+        data = random_blocks(rng, name)
+        writer.add_tensor(name.lower(), data, raw_dtype=kind)
+        expected[name.lower()] = torch.from_numpy(dequantize(data, kind).astype(np.float32).reshape(2, 256).copy())
+    close(writer)
+    save_file(expected, "quants.safetensors", metadata={"format": "pt"})
+
+
+def metadata() -> None:
+    """A value of every metadata type."""
+    writer = gguf.GGUFWriter("metadata.gguf", "test")
+    for bits in (8, 16, 32, 64):
+        getattr(writer, f"add_uint{bits}")(f"u{bits}", 2**bits - 1 if bits < 64 else 2**63 - 1)
+        getattr(writer, f"add_int{bits}")(f"i{bits}", -(2 ** (bits - 1)))
+    writer.add_float32("f32", 1e-5)
+    writer.add_float64("f64", 0.1)
+    writer.add_bool("yes", True)
+    writer.add_bool("no", False)
+    writer.add_string("text", "déjà\nvu")
+    writer.add_array("texts", ["a", "", "ü"])
+    writer.add_array("numbers", [1, -2, 3])
+    writer.add_array("reals", [0.5, 1.5])
+    writer.add_array("nested", [[1, 2], [3]])
+    close(writer)
+
+
+def close(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+SIZES = {"hidden": 16, "intermediate": 24, "layers": 2, "heads": 4, "kv_heads": 2, "vocab": 270}
+
+
+def hugging_face_tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    s, kv = SIZES, SIZES["hidden"] // SIZES["heads"] * SIZES["kv_heads"]
+    tensors = {"model.embed_tokens.weight": torch.randn(s["vocab"], s["hidden"])}
+    for i in range(s["layers"]):
+        layer = f"model.layers.{i}."
+        for name, shape in {
+            "input_layernorm": (s["hidden"],),
+            "post_attention_layernorm": (s["hidden"],),
+            "self_attn.q_proj": (s["hidden"], s["hidden"]),
+            "self_attn.k_proj": (kv, s["hidden"]),
+            "self_attn.v_proj": (kv, s["hidden"]),
+            "self_attn.o_proj": (s["hidden"], s["hidden"]),
+            "mlp.gate_proj": (s["intermediate"], s["hidden"]),
+            "mlp.up_proj": (s["intermediate"], s["hidden"]),
+            "mlp.down_proj": (s["hidden"], s["intermediate"]),
+        }.items():
+            tensors[f"{layer}{name}.weight"] = torch.randn(*shape)
+    tensors["model.norm.weight"] = torch.randn(s["hidden"])
+    tensors["lm_head.weight"] = torch.randn(s["vocab"], s["hidden"])
+    return tensors
+
+
+def permuted(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """llama.cpp, convert_hf_to_gguf.py: LlamaModel.permute."""
+    return weight.reshape(n_heads, 2, weight.shape[0] // n_heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def bytes_to_unicode() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in byte order."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = iter(range(256, 512))
+    return [chr(b) if b in kept else chr(next(moved)) for b in range(256)]
+
+
+def llama() -> None:
+    tensors = hugging_face_tensors()
+    save_file(tensors, "llama.safetensors", metadata={"format": "pt"})
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, SIZES["layers"])
+    writer = gguf.GGUFWriter("llama.gguf", "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(SIZES["hidden"])
+    writer.add_block_count(SIZES["layers"])
+    writer.add_feed_forward_length(SIZES["intermediate"])
+    writer.add_head_count(SIZES["heads"])
+    writer.add_head_count_kv(SIZES["kv_heads"])
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(50000.0)
+    tokenizer(writer)
+    for name, weight in tensors.items():
+        if "q_proj" in name or "k_proj" in name:
+            weight = permuted(weight, SIZES["heads" if "q_proj" in name else "kv_heads"])
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.numpy())
+    close(writer)
+
+
+def tokenizer(writer: gguf.GGUFWriter) -> None:
+    letters = bytes_to_unicode()
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool>", *letters, "th", "the", "Ġa", "in"]
+    kind = gguf.TokenType
+    types = [kind.CONTROL] * 3 + [kind.USER_DEFINED] + [kind.NORMAL] * (len(tokens) - 4)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(["t h", "th e", "Ġ a", "i n"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_eot_token_id(0)
+    writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+
+if __name__ == "__main__":
+    mixed()
+    quants()
+    metadata()
+    llama()
+    print(json.dumps(SIZES))
