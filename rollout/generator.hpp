@@ -3,7 +3,9 @@
 #include "model/causal_lm.hpp"
 #include "rollout/sampler.hpp"
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 namespace troupe {
@@ -13,8 +15,11 @@ class tokenizer;
 struct generator_options {
   std::int64_t max_num_seqs = 256;      // sequences that run at once
   std::int64_t max_batch_tokens = 2048; // rows of one pass: decode rows first, prefill chunks fill up
-  std::int64_t cache_blocks = 0;        // 0: enough for max_num_seqs sequences of max_sequence tokens
+  std::int64_t cache_blocks = 0;        // 0: enough for max_num_seqs sequences of max_sequence tokens, within half of the memory that is free
   std::int64_t max_sequence = 0;        // tokens; 0: the model's max_position_embeddings
+  std::optional<std::vector<std::int32_t>> eos_token_ids; // end tokens (load_eos_token_ids); default: the model configuration's
+  /// Calls f(i) for i in [0, n), on any threads; f does not throw. Empty: one after the other.
+  std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& f)> parallel_for;
 };
 
 /// A prompt to be continued `n` times.
@@ -35,6 +40,12 @@ struct generation_output {
   std::size_t text_stop = 0;            // stop strings: bytes of the decoded text to keep; npos: all
 };
 
+/// What a generator did since it was made.
+struct generator_counts {
+  std::int64_t passes = 0, rows = 0;    // of the model; rows: tokens that went through it
+  std::int64_t preemptions = 0;         // sequences that gave their blocks back and were computed again
+};
+
 /// Continuous batching over a block cache; the prompt's blocks are shared by its n samples. One thread.
 /// Results do not depend on what else is under way, on the order of requests or on the options.
 class generator {
@@ -42,15 +53,17 @@ public:
   /// tok: needed for stop strings only, may be null.
   generator(std::shared_ptr<causal_lm> model, std::shared_ptr<const tokenizer> tok, generator_options options);
   ~generator();
-  /// Throws errc::bad_input when the prompt is empty or leaves no room in max_sequence.
+  /// Throws errc::bad_input when the prompt is empty, has ids outside the vocabulary, leaves no room in max_sequence or needs
+  /// more than the whole cache, and errc::bad_usage when a parameter is out of range.
   void add(generation_request request);
   /// One pass of the model; returns the samples that ended in it.
   std::vector<generation_output> step();
   bool idle() const;                    // nothing waits or runs
   /// Ends a request's samples with finish_reason abort at the next step.
   void abort(std::uint64_t id);
-  /// The weights changed: stamps later tokens; only when idle.
+  /// The weights changed: stamps later tokens. Throws errc::failed unless idle.
   void set_version(weights_version version);
+  generator_counts counts() const;
 
 private:
   struct impl;

@@ -20,7 +20,10 @@ struct sampling_params {
 };
 
 /// Draws one token from a row of untempered logits. [vocab] f32 -> id. key.position: the place in the sequence of the token drawn.
-/// Deterministic: key, logits and params alone. Any thread.
+/// Deterministic: key, logits and params alone. Any thread. Throws errc::failed when a logit is not finite.
 std::int32_t sample_token(std::span<const float> logits, const sampling_params& params, const draw_key& key);
+
+/// Throws errc::bad_usage naming the first field that is out of range.
+void check_sampling(const sampling_params& params);
 
 } // namespace troupe

@@ -1,0 +1,303 @@
+#include "rollout/generator.hpp"
+#include "core/error.hpp"
+#include "core/trace.hpp"
+#include "model/tokenizer/tokenizer.hpp"
+#include "rollout/scheduler.hpp"
+#include "rollout/stop_matcher.hpp"
+#include <algorithm>
+#include <exception>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <string>
+#include <utility>
+
+namespace troupe {
+
+namespace {
+
+// Bytes of memory that may be taken without swapping; 0 where the system does not say.
+std::int64_t available_memory() {
+  std::ifstream in{"/proc/meminfo"};
+  for (std::string name; in >> name;) {
+    std::int64_t kib = 0;
+    if (name == "MemAvailable:" && in >> kib)
+      return kib * 1024;
+    in.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
+  }
+  return 0;
+}
+
+std::int64_t default_blocks(const causal_lm& model, const generator_options& options) {
+  const std::int64_t most = std::min<std::int64_t>(options.max_num_seqs * blocks_for(options.max_sequence), INT32_MAX);
+  const auto memory = available_memory() / 2 / std::max<std::int64_t>(1, std::int64_t(model.cache_block_bytes()));
+  return memory == 0 ? most : std::clamp<std::int64_t>(memory, blocks_for(options.max_sequence), most);
+}
+
+} // namespace
+
+struct generator::impl {
+  // A sample under way, beside its scheduled sequence.
+  struct sample_state {
+    sample result;
+    bool done = false;
+    std::unique_ptr<incremental_decoder> decoder; // stop strings only
+    std::unique_ptr<stop_matcher> stops;
+  };
+  struct request_state {
+    generation_request request;
+    std::shared_ptr<scheduled_prompt> prompt = std::make_shared<scheduled_prompt>();
+    std::vector<std::int32_t> end_ids;  // sorted
+    std::vector<sample_state> samples;  // [n]
+  };
+  struct drawn {
+    sequence* from = nullptr;
+    request_state* state = nullptr;
+    std::int64_t sample_index = 0;
+    bool first = false;                  // from the prompt's last row
+    std::int32_t row = 0, position = 0;  // of the logits; of the token drawn
+    std::int32_t id = 0;
+    float logprob = 0;
+    std::exception_ptr failure;
+  };
+
+  std::shared_ptr<causal_lm> model;
+  std::shared_ptr<const tokenizer> tok;
+  generator_options options;
+  std::unique_ptr<kv_cache> cache;
+  std::unique_ptr<scheduler> plan;
+  std::map<std::uint64_t, request_state> requests;             // by the caller's id
+  std::map<const scheduled_prompt*, request_state*> by_prompt; // the same
+  std::vector<std::uint64_t> aborted;
+  std::vector<float> logits;
+  weights_version version;
+  generator_counts counts;
+
+  void check(const generation_request& r) const;
+  std::vector<drawn> draws_of(const scheduled_pass& pass);
+  void draw_one(drawn& d) const;
+  void accept(const drawn& d, std::vector<generation_output>& out);
+  bool ended(const request_state& state, sample_state& s) const;
+  void emit(request_state& state, std::int64_t index, std::vector<generation_output>& out) const;
+  void finish_aborted(std::vector<generation_output>& out);
+  void forget(std::uint64_t id);
+};
+
+void generator::impl::check(const generation_request& r) const {
+  const std::string who = "request " + std::to_string(r.id);
+  const auto length = std::int64_t(r.prompt_ids.size());
+  if (length == 0)
+    throw error{errc::bad_input, who + ": the prompt has no token"};
+  if (length >= options.max_sequence)
+    throw error{errc::bad_input, who + ": the prompt has " + std::to_string(length) + " tokens and leaves no room in " +
+                                     std::to_string(options.max_sequence) + "; shorten it"};
+  for (const auto id : r.prompt_ids)
+    if (id < 0 || id >= model->config().vocab_size)
+      throw error{errc::bad_input, who + ": token id " + std::to_string(id) + " is outside the vocabulary of " +
+                                       std::to_string(model->config().vocab_size)};
+  if (r.n < 1)
+    throw error{errc::bad_usage, who + ": n is " + std::to_string(r.n) + "; it must be at least 1"};
+  check_sampling(r.params);
+  if (!(r.logprob_temperature > 0))
+    throw error{errc::bad_usage, who + ": the log-probs' temperature must be above 0"};
+  if (!r.params.stop_strings.empty() && !tok)
+    throw error{errc::bad_usage, who + ": stop strings need a tokenizer"};
+  // The last token is never run.
+  const auto longest = std::min(length + std::min(r.params.max_tokens, options.max_sequence), options.max_sequence) - 1;
+  if (blocks_for(longest) > cache->n_blocks())
+    throw error{errc::bad_input, who + ": it may grow to " + std::to_string(longest) + " tokens, " + std::to_string(blocks_for(longest)) +
+                                     " cache blocks, and the whole cache has " + std::to_string(cache->n_blocks()) +
+                                     "; lower max_tokens or raise the cache"};
+  if (requests.count(r.id) != 0)
+    throw error{errc::bad_input, who + ": a request of that id is under way"};
+}
+
+// The tokens this pass gives: one a sequence, one a sample of a prompt that it completed.
+std::vector<generator::impl::drawn> generator::impl::draws_of(const scheduled_pass& pass) {
+  std::vector<drawn> all;
+  for (std::size_t i = 0; i < pass.ends.size(); ++i) {
+    drawn d;
+    d.from = pass.ends[i];
+    d.state = by_prompt.at(d.from->prompt.get());
+    d.row = std::int32_t(i);
+    d.position = d.from->size();
+    d.first = d.from->sample_index < 0;
+    for (std::int64_t s = 0; s < (d.first ? d.state->request.n : 1); ++s) {
+      d.sample_index = d.first ? s : d.from->sample_index;
+      all.push_back(d);
+    }
+  }
+  return all;
+}
+
+void generator::impl::draw_one(drawn& d) const {
+  try {
+    const auto vocab = std::size_t(model->config().vocab_size);
+    const std::span<const float> row{logits.data() + std::size_t(d.row) * vocab, vocab};
+    draw_key key = d.state->request.key;
+    key.sample = std::uint32_t(d.sample_index);
+    key.position = std::uint32_t(d.position);
+    d.id = sample_token(row, d.state->request.params, key);
+    d.logprob = model->logprob(row.data(), d.id, d.state->request.logprob_temperature);
+  } catch (const error&) {
+    d.failure = std::current_exception();
+  }
+}
+
+// Whether the sample ended with its newest token; sets how.
+bool generator::impl::ended(const request_state& state, sample_state& s) const {
+  const auto& params = state.request.params;
+  const auto id = s.result.output_ids.back();
+  const auto n = std::int64_t(s.result.output_ids.size());
+  const bool matched = s.stops && s.stops->add(s.decoder->add(id));
+  const bool stop = matched || std::binary_search(state.end_ids.begin(), state.end_ids.end(), id);
+  if (!stop && n < params.max_tokens && std::int64_t(state.request.prompt_ids.size()) + n < options.max_sequence)
+    return false;
+  // What the decoder held back may complete a stop string too.
+  const bool flushed = !matched && s.stops && s.stops->add(s.decoder->finish());
+  s.result.finish = stop || flushed ? finish_reason::stop : finish_reason::length;
+  return true;
+}
+
+void generator::impl::emit(request_state& state, std::int64_t index, std::vector<generation_output>& out) const {
+  auto& s = state.samples[std::size_t(index)];
+  s.done = true;
+  out.push_back({state.request.id, index, std::move(s.result), s.stops ? s.stops->position() : std::string::npos});
+}
+
+void generator::impl::accept(const drawn& d, std::vector<generation_output>& out) {
+  auto& state = *d.state;
+  auto& s = state.samples[std::size_t(d.sample_index)];
+  s.result.output_ids.push_back(d.id);
+  s.result.logprobs.push_back(d.logprob);
+  s.result.versions.push_back(version);
+  if (ended(state, s)) {
+    emit(state, d.sample_index, out);
+    plan->finish_sample(*state.prompt, d.first ? nullptr : d.from);
+  } else if (d.first) {
+    auto next = std::make_unique<sequence>();
+    next->prompt = state.prompt;
+    next->sample_index = d.sample_index;
+    next->output_ids = {d.id};
+    plan->add_sample(std::move(next));
+  } else {
+    d.from->output_ids.push_back(d.id);
+  }
+}
+
+void generator::impl::forget(std::uint64_t id) {
+  by_prompt.erase(requests.at(id).prompt.get());
+  requests.erase(id);
+}
+
+void generator::impl::finish_aborted(std::vector<generation_output>& out) {
+  for (const auto id : std::exchange(aborted, {})) {
+    const auto it = requests.find(id);
+    if (it == requests.end())
+      continue;
+    auto& state = it->second;
+    plan->remove(*state.prompt);
+    for (std::size_t i = 0; i < state.samples.size(); ++i)
+      if (!state.samples[i].done) {
+        state.samples[i].result.finish = finish_reason::abort;
+        emit(state, std::int64_t(i), out);
+      }
+    forget(id);
+  }
+}
+
+generator::generator(std::shared_ptr<causal_lm> model, std::shared_ptr<const tokenizer> tok, generator_options options)
+    : impl_(std::make_unique<impl>()) {
+  auto& self = *impl_;
+  const auto& config = model->config();
+  if (options.max_num_seqs < 1 || options.max_batch_tokens < 1 || options.cache_blocks < 0)
+    throw error{errc::bad_usage, "generator: max_num_seqs and max_batch_tokens must be at least 1, cache_blocks at least 0"};
+  if (options.max_sequence == 0 || options.max_sequence > config.max_position_embeddings)
+    options.max_sequence = config.max_position_embeddings;
+  if (options.cache_blocks == 0)
+    options.cache_blocks = default_blocks(*model, options);
+  if (!options.eos_token_ids)
+    options.eos_token_ids = config.eos_token_ids;
+  self.cache = model->make_cache(std::int32_t(options.cache_blocks));
+  self.plan = std::make_unique<scheduler>(self.cache->n_blocks(), options.max_num_seqs, options.max_batch_tokens);
+  self.model = std::move(model);
+  self.tok = std::move(tok);
+  self.options = std::move(options);
+}
+
+generator::~generator() = default;
+
+void generator::add(generation_request request) {
+  auto& self = *impl_;
+  self.check(request);
+  const auto id = request.id;
+  auto& state = self.requests[id];
+  state.end_ids = request.params.stop_ids;
+  if (!request.params.ignore_eos)
+    state.end_ids.insert(state.end_ids.end(), self.options.eos_token_ids->begin(), self.options.eos_token_ids->end());
+  std::sort(state.end_ids.begin(), state.end_ids.end());
+  state.samples.resize(std::size_t(request.n));
+  if (!request.params.stop_strings.empty())
+    for (auto& s : state.samples) {
+      s.decoder = std::make_unique<incremental_decoder>(self.tok, true);
+      s.stops = std::make_unique<stop_matcher>(request.params.stop_strings);
+    }
+  state.prompt->ids = request.prompt_ids;
+  state.prompt->unfinished = request.n;
+  state.request = std::move(request);
+  self.by_prompt[state.prompt.get()] = &state;
+  self.plan->add_prompt(state.prompt);
+}
+
+std::vector<generation_output> generator::step() {
+  const trace_span span{"generate.step"};
+  auto& self = *impl_;
+  std::vector<generation_output> out;
+  self.finish_aborted(out);
+  if (self.plan->idle())
+    return out;
+  const auto pass = self.plan->next();
+  for (const auto& [from, to] : pass.copies)
+    self.cache->copy_block(from, to);
+  self.logits.resize(pass.ends.size() * std::size_t(self.model->config().vocab_size));
+  self.model->forward(pass.batch, *self.cache, pass.logit_rows, self.logits.data());
+  ++self.counts.passes;
+  self.counts.rows += std::int64_t(pass.batch.ids.size());
+  auto draws = self.draws_of(pass);
+  const auto draw = [&](std::int64_t i) { self.draw_one(draws[std::size_t(i)]); };
+  if (self.options.parallel_for)
+    self.options.parallel_for(std::int64_t(draws.size()), draw);
+  else
+    for (std::size_t i = 0; i < draws.size(); ++i)
+      draw(std::int64_t(i));
+  for (const auto& d : draws)
+    if (d.failure)
+      std::rethrow_exception(d.failure);
+  for (const auto& d : draws) {
+    if (d.first && d.sample_index == 0)
+      self.plan->prompt_done(*d.from);
+    self.accept(d, out);
+    if (d.state->prompt->unfinished == 0)
+      self.forget(d.state->request.id);
+  }
+  return out;
+}
+
+bool generator::idle() const { return impl_->requests.empty(); }
+
+void generator::abort(std::uint64_t id) { impl_->aborted.push_back(id); }
+
+void generator::set_version(weights_version version) {
+  if (!idle())
+    throw error{errc::failed, "generator: the weights' version changes while " + std::to_string(impl_->requests.size()) +
+                                  " requests are under way; finish or abort them first"};
+  impl_->version = version;
+}
+
+generator_counts generator::counts() const {
+  auto counts = impl_->counts;
+  counts.preemptions = impl_->plan->preemptions();
+  return counts;
+}
+
+} // namespace troupe

@@ -1,0 +1,301 @@
+#include "rollout/generator.hpp"
+#include "core/error.hpp"
+#include "rollout/fake_lm.hpp"
+#include <algorithm>
+#include <gtest/gtest.h>
+#include <map>
+#include <rapidcheck/gtest.h>
+#include <set>
+#include <thread>
+
+namespace troupe {
+namespace {
+
+using outputs = std::map<std::pair<std::uint64_t, std::int64_t>, generation_output>;
+
+generation_request request(std::uint64_t id, std::vector<std::int32_t> prompt, std::int64_t n, std::int64_t max_tokens) {
+  generation_request r;
+  r.id = id;
+  r.prompt_ids = std::move(prompt);
+  r.n = n;
+  r.params.max_tokens = max_tokens;
+  r.key = {.seed = 5, .domain = draw::generate, .index = std::uint32_t(id)};
+  return r;
+}
+
+std::vector<std::int32_t> prompt_of(std::size_t length, std::int32_t first = 1) {
+  std::vector<std::int32_t> out;
+  for (std::size_t i = 0; i < length; ++i)
+    out.push_back((first + std::int32_t(i) * 7) % 50);
+  return out;
+}
+
+void collect(generator& g, outputs& into) {
+  for (auto& o : g.step())
+    ASSERT_TRUE(into.emplace(std::pair{o.id, o.sample_index}, o).second);
+}
+
+outputs run(generator& g) {
+  outputs all;
+  for (int steps = 0; !g.idle(); ++steps) {
+    if (steps > 20000)
+      throw error{errc::failed, "the generator does not come to an end"};
+    collect(g, all);
+  }
+  return all;
+}
+
+// One request at a time, one sample of it at a time, with all the room there is: what company must not change.
+outputs alone(const std::vector<generation_request>& requests, std::int64_t max_sequence) {
+  outputs all;
+  for (const auto& r : requests) {
+    generator g(std::make_shared<fake_lm>(50), nullptr,
+                {.max_num_seqs = 1, .max_batch_tokens = 4096, .cache_blocks = 256, .max_sequence = max_sequence, .eos_token_ids = {{3}}, .parallel_for = {}});
+    g.add(r);
+    all.merge(run(g));
+  }
+  return all;
+}
+
+void expect_same(const outputs& got, const outputs& want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (const auto& [at, o] : want) {
+    SCOPED_TRACE("request " + std::to_string(at.first) + " sample " + std::to_string(at.second));
+    ASSERT_TRUE(got.count(at));
+    const auto& s = got.at(at).result;
+    EXPECT_EQ(s.output_ids, o.result.output_ids);
+    EXPECT_EQ(s.logprobs, o.result.logprobs);
+    EXPECT_EQ(s.finish, o.result.finish);
+  }
+}
+
+TEST(generator, equals_a_loop_over_the_whole_history) {
+  // The reference needs no cache: every token from a fresh pass over all before it.
+  fake_lm model(50);
+  const auto r = request(4, prompt_of(40), 2, 12);
+  generator g(std::make_shared<fake_lm>(50), nullptr, {.cache_blocks = 64, .eos_token_ids = {{3}}});
+  g.add(r);
+  const auto got = run(g);
+  for (std::int64_t s = 0; s < r.n; ++s) {
+    auto ids = r.prompt_ids;
+    std::vector<std::int32_t> drawn;
+    std::vector<float> logprobs;
+    while (drawn.size() < 12 && (drawn.empty() || drawn.back() != 3)) {
+      token_batch batch;
+      batch.ids = ids;
+      segment seg{0, std::int32_t(ids.size()), 0, {}};
+      for (std::size_t i = 0; i < ids.size(); ++i)
+        batch.positions.push_back(std::int32_t(i));
+      for (std::int32_t b = 0; b * kv_block_tokens < std::int32_t(ids.size()); ++b)
+        seg.blocks.push_back(batch.n_blocks++);
+      batch.segments = {seg};
+      const auto cache = model.make_cache(batch.n_blocks);
+      std::vector<float> logits(50);
+      const std::int32_t last = seg.row_end - 1;
+      model.forward(batch, *cache, {&last, 1}, logits.data());
+      auto key = r.key;
+      key.sample = std::uint32_t(s);
+      key.position = std::uint32_t(ids.size());
+      drawn.push_back(sample_token(logits, r.params, key));
+      logprobs.push_back(model.logprob(logits.data(), drawn.back(), 1.0f));
+      ids.push_back(drawn.back());
+    }
+    EXPECT_EQ(got.at({4, s}).result.output_ids, drawn);
+    EXPECT_EQ(got.at({4, s}).result.logprobs, logprobs);
+  }
+}
+
+TEST(generator, a_prompt_is_computed_once_whatever_n) {
+  auto model = std::make_shared<fake_lm>(50);
+  generator g(model, nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+  g.add(request(1, prompt_of(70), 8, 5));
+  const auto got = run(g);
+  EXPECT_EQ(got.size(), 8u);
+  EXPECT_EQ(model->rows(), 70 + 8 * 4);
+  EXPECT_EQ(g.counts().rows, model->rows());
+  EXPECT_EQ(g.counts().preemptions, 0);
+  EXPECT_EQ(g.counts().passes, 5);
+}
+
+TEST(generator, samples_of_a_request_differ_and_do_not_depend_on_n) {
+  outputs one, eight;
+  for (const std::int64_t n : {1, 8}) {
+    generator g(std::make_shared<fake_lm>(50), nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+    g.add(request(1, prompt_of(33), n, 20));
+    (n == 1 ? one : eight) = run(g);
+  }
+  EXPECT_EQ(one.at({1, 0}).result.output_ids, eight.at({1, 0}).result.output_ids);
+  EXPECT_NE(eight.at({1, 1}).result.output_ids, eight.at({1, 0}).result.output_ids);
+}
+
+TEST(generator, ends_at_end_tokens_and_lengths) {
+  struct { const char* what; std::int64_t max_tokens, max_sequence; bool ignore_eos; std::vector<std::int32_t> stop_ids; } cases[] = {
+      {"eos", 300, 4000, false, {}},
+      {"eos ignored", 30, 4000, true, {}},
+      {"stop id", 300, 4000, true, {7, 2}},
+      {"max_tokens", 1, 4000, true, {}},
+      {"max_sequence", 300, 45, true, {}},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.what);
+    generator g(std::make_shared<fake_lm>(50), nullptr, {.cache_blocks = 64, .max_sequence = c.max_sequence, .eos_token_ids = {{3}}});
+    auto r = request(9, prompt_of(40), 3, c.max_tokens);
+    r.params.ignore_eos = c.ignore_eos;
+    r.params.stop_ids = c.stop_ids;
+    g.add(r);
+    std::set<std::int32_t> ends(c.stop_ids.begin(), c.stop_ids.end());
+    if (!c.ignore_eos)
+      ends.insert(3);
+    for (const auto& [at, o] : run(g)) {
+      const auto& ids = o.result.output_ids;
+      ASSERT_FALSE(ids.empty());
+      EXPECT_EQ(o.result.logprobs.size(), ids.size());
+      EXPECT_EQ(o.result.versions.size(), ids.size());
+      for (std::size_t i = 0; i + 1 < ids.size(); ++i)
+        EXPECT_EQ(ends.count(ids[i]), 0u);
+      const auto limit = std::min(c.max_tokens, c.max_sequence - 40);
+      if (o.result.finish == finish_reason::stop)
+        EXPECT_EQ(ends.count(ids.back()), 1u);
+      else
+        EXPECT_EQ(std::int64_t(ids.size()), limit);
+      EXPECT_EQ(o.result.finish == finish_reason::stop, ends.count(ids.back()) == 1);
+      EXPECT_EQ(o.text_stop, std::string::npos);
+    }
+  }
+}
+
+TEST(generator, the_models_own_end_tokens_are_the_default) {
+  auto model = std::make_shared<fake_lm>(4);
+  model->settings().eos_token_ids = {1};
+  generator g(model, nullptr, {.cache_blocks = 64});
+  g.add(request(1, {2}, 1, 1000));
+  EXPECT_EQ(run(g).at({1, 0}).result.output_ids.back(), 1);
+}
+
+TEST(generator, runs_out_of_blocks_and_gives_the_same) {
+  std::vector<generation_request> requests;
+  for (std::uint64_t i = 0; i < 6; ++i)
+    requests.push_back(request(i, prompt_of(20 + 9 * i, std::int32_t(i)), 3, 90));
+  generator g(std::make_shared<fake_lm>(50), nullptr,
+              {.max_num_seqs = 16, .max_batch_tokens = 64, .cache_blocks = 9, .eos_token_ids = {{3}}});
+  for (const auto& r : requests)
+    g.add(r);
+  const auto got = run(g);
+  EXPECT_GT(g.counts().preemptions, 0);
+  expect_same(got, alone(requests, 4000));
+}
+
+TEST(generator, tokens_carry_the_version_that_drew_them) {
+  generator g(std::make_shared<fake_lm>(50), nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+  for (const std::uint32_t step : {4u, 5u}) {
+    g.set_version({1, step});
+    g.add(request(step, prompt_of(5), 1, 3));
+    EXPECT_THROW(g.set_version({1, 9}), error);
+    const auto version = weights_version{1, step};
+    EXPECT_EQ(run(g).at({step, 0}).result.versions, (std::vector{version, version, version}));
+  }
+}
+
+TEST(generator, abort_ends_every_sample_once_and_frees_the_room) {
+  generator g(std::make_shared<fake_lm>(50), nullptr,
+              {.max_num_seqs = 4, .max_batch_tokens = 32, .cache_blocks = 40, .eos_token_ids = {{}}});
+  g.add(request(1, prompt_of(40), 6, 50)); // samples in two waves
+  g.add(request(2, prompt_of(90), 2, 50)); // waits
+  const auto other = request(3, prompt_of(10), 2, 20);
+  g.add(other);
+  outputs got;
+  for (int i = 0; i < 6; ++i)
+    collect(g, got);
+  g.abort(1);
+  g.abort(2);
+  g.abort(77); // unknown: nothing happens
+  collect(g, got);
+  EXPECT_EQ(got.size(), 8u);
+  for (const auto& [at, o] : got)
+    EXPECT_EQ(o.result.finish, finish_reason::abort);
+  EXPECT_TRUE(got.at({2, 1}).result.output_ids.empty());
+  EXPECT_FALSE(got.at({1, 0}).result.output_ids.empty());
+  expect_same(run(g), alone({other}, 4000));
+  g.abort(3); // already ended
+  EXPECT_TRUE(g.step().empty());
+}
+
+TEST(generator, refuses_what_it_cannot_do) {
+  generator g(std::make_shared<fake_lm>(50, 200), nullptr, {.cache_blocks = 4});
+  const auto code_of = [&](generation_request r) {
+    try {
+      g.add(std::move(r));
+    } catch (const error& e) {
+      EXPECT_EQ(std::string(e.what()).find('\n'), std::string::npos);
+      return e.code();
+    }
+    return errc::cancelled;
+  };
+  EXPECT_EQ(code_of(request(1, {}, 1, 5)), errc::bad_input);
+  EXPECT_EQ(code_of(request(1, prompt_of(200), 1, 5)), errc::bad_input);
+  EXPECT_EQ(code_of(request(1, {50}, 1, 5)), errc::bad_input);
+  EXPECT_EQ(code_of(request(1, {-1}, 1, 5)), errc::bad_input);
+  EXPECT_EQ(code_of(request(1, {1}, 0, 5)), errc::bad_usage);
+  EXPECT_EQ(code_of(request(1, prompt_of(100), 1, 30)), errc::bad_input); // 129 positions, 128 in the cache
+  EXPECT_EQ(code_of(request(1, prompt_of(100), 1, 29)), errc::cancelled); // fits to the last slot
+  EXPECT_EQ(code_of(request(1, prompt_of(3), 1, 5)), errc::bad_input);    // id under way
+  auto stops = request(2, prompt_of(3), 1, 5);
+  stops.params.stop_strings = {"x"};
+  EXPECT_EQ(code_of(stops), errc::bad_usage); // no tokenizer
+  EXPECT_EQ(run(g).at({1, 0}).result.output_ids.size(), 29u);
+  EXPECT_THROW(generator(std::make_shared<fake_lm>(50), nullptr, {.max_num_seqs = 0}), error);
+}
+
+TEST(generator, logits_that_are_not_finite_end_the_step_with_an_error) {
+  generator g(std::make_shared<fake_lm>(50, 4096, std::nanf("")), nullptr, {.cache_blocks = 4});
+  g.add(request(1, {1}, 2, 5));
+  EXPECT_THROW(g.step(), error);
+}
+
+// Random work in random company: any options, arrivals while others run, threads.
+RC_GTEST_PROP(generator_property, results_do_not_depend_on_company_or_options, ()) {
+  std::vector<generation_request> requests;
+  const auto count = *rc::gen::inRange(1, 9);
+  for (int i = 0; i < count; ++i) {
+    auto r = request(std::uint64_t(i), prompt_of(*rc::gen::inRange<std::size_t>(1, 100), *rc::gen::inRange(0, 50)),
+                     *rc::gen::inRange<std::int64_t>(1, 6), *rc::gen::inRange<std::int64_t>(1, 60));
+    r.params.temperature = *rc::gen::element(0.0, 0.8, 1.0);
+    r.params.top_k = *rc::gen::element<std::int64_t>(0, 5);
+    r.logprob_temperature = *rc::gen::element(1.0f, 0.8f);
+    requests.push_back(std::move(r));
+  }
+  generator_options options{.max_num_seqs = *rc::gen::inRange<std::int64_t>(1, 12),
+                            .max_batch_tokens = *rc::gen::inRange<std::int64_t>(1, 200),
+                            .cache_blocks = *rc::gen::inRange<std::int64_t>(5, 40), // 5: the longest alone
+                            .max_sequence = 4000,
+                            .eos_token_ids = {{3}},
+                            .parallel_for = {}};
+  if (*rc::gen::arbitrary<bool>())
+    options.parallel_for = [](std::int64_t n, const std::function<void(std::int64_t)>& f) {
+      std::thread half([&] { for (std::int64_t i = 0; i < n; i += 2) f(i); });
+      for (std::int64_t i = 1; i < n; i += 2)
+        f(i);
+      half.join();
+    };
+  auto order = requests;
+  if (*rc::gen::arbitrary<bool>())
+    std::reverse(order.begin(), order.end());
+  generator g(std::make_shared<fake_lm>(50), nullptr, options);
+  outputs got;
+  for (const auto& r : order) {
+    g.add(r);
+    for (int steps = *rc::gen::inRange(0, 4); steps > 0; --steps)
+      collect(g, got);
+  }
+  got.merge(run(g));
+  const auto want = alone(requests, 4000);
+  RC_ASSERT(got.size() == want.size());
+  for (const auto& [at, o] : want) {
+    RC_ASSERT(got.at(at).result.output_ids == o.result.output_ids);
+    RC_ASSERT(got.at(at).result.logprobs == o.result.logprobs);
+    RC_ASSERT(got.at(at).result.finish == o.result.finish);
+  }
+}
+
+} // namespace
+} // namespace troupe
