@@ -1,5 +1,5 @@
-#include "rollout/block_allocator.hpp"
 #include "core/error.hpp"
+#include "rollout/block_allocator.hpp"
 #include <gtest/gtest.h>
 #include <map>
 #include <rapidcheck/gtest.h>

@@ -14,7 +14,9 @@ namespace troupe {
 class fake_lm final : public causal_lm {
 public:
   // What the cache remembers of a position instead of keys and values.
-  struct slot { std::int32_t id = -1, position = -1; };
+  struct slot {
+    std::int32_t id = -1, position = -1;
+  };
   class fake_cache final : public kv_cache {
   public:
     explicit fake_cache(std::int32_t n) : slots(std::size_t(n) * kv_block_tokens) {}
@@ -107,7 +109,8 @@ private:
       for (std::int32_t p = 0; p <= s.position + row - s.row_begin; ++p) {
         const auto& found = slots.at(place(s, p));
         if (found.position != p)
-          throw error{errc::failed, "fake_lm: position " + std::to_string(p) + " reads a slot that holds " + std::to_string(found.position)};
+          throw error{errc::failed,
+                      "fake_lm: position " + std::to_string(p) + " reads a slot that holds " + std::to_string(found.position)};
         h = mix(h + std::uint64_t(found.id) + 0x9e3779b97f4a7c15u);
       }
       return h;

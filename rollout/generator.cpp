@@ -47,15 +47,15 @@ struct generator::impl {
   struct request_state {
     generation_request request;
     std::shared_ptr<scheduled_prompt> prompt = std::make_shared<scheduled_prompt>();
-    std::vector<std::int32_t> end_ids;  // sorted
-    std::vector<sample_state> samples;  // [n]
+    std::vector<std::int32_t> end_ids; // sorted
+    std::vector<sample_state> samples; // [n]
   };
   struct drawn {
     sequence* from = nullptr;
     request_state* state = nullptr;
     std::int64_t sample_index = 0;
-    bool first = false;                  // from the prompt's last row
-    std::int32_t row = 0, position = 0;  // of the logits; of the token drawn
+    bool first = false;                 // from the prompt's last row
+    std::int32_t row = 0, position = 0; // of the logits; of the token drawn
     std::int32_t id = 0;
     float logprob = 0;
     std::exception_ptr failure;
@@ -93,8 +93,8 @@ void generator::impl::check(const generation_request& r) const {
                                      std::to_string(options.max_sequence) + "; shorten it"};
   for (const auto id : r.prompt_ids)
     if (id < 0 || id >= model->config().vocab_size)
-      throw error{errc::bad_input, who + ": token id " + std::to_string(id) + " is outside the vocabulary of " +
-                                       std::to_string(model->config().vocab_size)};
+      throw error{errc::bad_input,
+                  who + ": token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(model->config().vocab_size)};
   if (r.n < 1)
     throw error{errc::bad_usage, who + ": n is " + std::to_string(r.n) + "; it must be at least 1"};
   check_sampling(r.params);

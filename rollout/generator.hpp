@@ -15,21 +15,21 @@ class tokenizer;
 struct generator_options {
   std::int64_t max_num_seqs = 256;      // sequences that run at once
   std::int64_t max_batch_tokens = 2048; // rows of one pass: decode rows first, prefill chunks fill up
-  std::int64_t cache_blocks = 0;        // 0: enough for max_num_seqs sequences of max_sequence tokens, within half of the memory that is free
-  std::int64_t max_sequence = 0;        // tokens; 0: the model's max_position_embeddings
-  std::optional<std::vector<std::int32_t>> eos_token_ids; // end tokens (load_eos_token_ids); default: the model configuration's
+  std::int64_t cache_blocks = 0; // 0: enough for max_num_seqs sequences of max_sequence tokens, within half of the memory that is free
+  std::int64_t max_sequence = 0; // tokens; 0: the model's max_position_embeddings
+  std::optional<std::vector<std::int32_t>> eos_token_ids = {}; // load_eos_token_ids; none: the model configuration's
   /// Calls f(i) for i in [0, n), on any threads; f does not throw. Empty: one after the other.
-  std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& f)> parallel_for;
+  std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& f)> parallel_for = {};
 };
 
 /// A prompt to be continued `n` times.
 struct generation_request {
-  std::uint64_t id = 0;                 // the caller's; unique among those under way
+  std::uint64_t id = 0; // the caller's; unique among those under way
   std::vector<std::int32_t> prompt_ids;
   std::int64_t n = 1;
   sampling_params params;
-  draw_key key;                         // seed, domain, step, index; sample and position are filled in per token
-  float logprob_temperature = 1.0f;     // reported log-probs: softmax of logits / this
+  draw_key key;                     // seed, domain, step, index; sample and position are filled in per token
+  float logprob_temperature = 1.0f; // reported log-probs: softmax of logits / this
 };
 
 /// A finished sample.
@@ -37,13 +37,13 @@ struct generation_output {
   std::uint64_t id = 0;
   std::int64_t sample_index = 0;
   sample result;
-  std::size_t text_stop = 0;            // stop strings: bytes of the decoded text to keep; npos: all
+  std::size_t text_stop = 0; // stop strings: bytes of the decoded text to keep; npos: all
 };
 
 /// What a generator did since it was made.
 struct generator_counts {
-  std::int64_t passes = 0, rows = 0;    // of the model; rows: tokens that went through it
-  std::int64_t preemptions = 0;         // sequences that gave their blocks back and were computed again
+  std::int64_t passes = 0, rows = 0; // of the model; rows: tokens that went through it
+  std::int64_t preemptions = 0;      // sequences that gave their blocks back and were computed again
 };
 
 /// Continuous batching over a block cache; the prompt's blocks are shared by its n samples. One thread.
@@ -58,7 +58,7 @@ public:
   void add(generation_request request);
   /// One pass of the model; returns the samples that ended in it.
   std::vector<generation_output> step();
-  bool idle() const;                    // nothing waits or runs
+  bool idle() const; // nothing waits or runs
   /// Ends a request's samples with finish_reason abort at the next step.
   void abort(std::uint64_t id);
   /// The weights changed: stamps later tokens. Throws errc::failed unless idle.

@@ -1,6 +1,6 @@
-#include "rollout/generator.hpp"
 #include "core/error.hpp"
 #include "rollout/fake_lm.hpp"
+#include "rollout/generator.hpp"
 #include <algorithm>
 #include <gtest/gtest.h>
 #include <map>
@@ -50,7 +50,7 @@ outputs alone(const std::vector<generation_request>& requests, std::int64_t max_
   outputs all;
   for (const auto& r : requests) {
     generator g(std::make_shared<fake_lm>(50), nullptr,
-                {.max_num_seqs = 1, .max_batch_tokens = 4096, .cache_blocks = 256, .max_sequence = max_sequence, .eos_token_ids = {{3}}, .parallel_for = {}});
+                {.max_num_seqs = 1, .max_batch_tokens = 4096, .cache_blocks = 256, .max_sequence = max_sequence, .eos_token_ids = {{3}}});
     g.add(r);
     all.merge(run(g));
   }
@@ -129,12 +129,14 @@ TEST(generator, samples_of_a_request_differ_and_do_not_depend_on_n) {
 }
 
 TEST(generator, ends_at_end_tokens_and_lengths) {
-  struct { const char* what; std::int64_t max_tokens, max_sequence; bool ignore_eos; std::vector<std::int32_t> stop_ids; } cases[] = {
-      {"eos", 300, 4000, false, {}},
-      {"eos ignored", 30, 4000, true, {}},
-      {"stop id", 300, 4000, true, {7, 2}},
-      {"max_tokens", 1, 4000, true, {}},
-      {"max_sequence", 300, 45, true, {}},
+  struct {
+    const char* what;
+    std::int64_t max_tokens, max_sequence;
+    bool ignore_eos;
+    std::vector<std::int32_t> stop_ids;
+  } cases[] = {
+      {"eos", 300, 4000, false, {}},     {"eos ignored", 30, 4000, true, {}}, {"stop id", 300, 4000, true, {7, 2}},
+      {"max_tokens", 1, 4000, true, {}}, {"max_sequence", 300, 45, true, {}},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(c.what);
@@ -268,11 +270,13 @@ RC_GTEST_PROP(generator_property, results_do_not_depend_on_company_or_options, (
                             .max_batch_tokens = *rc::gen::inRange<std::int64_t>(1, 200),
                             .cache_blocks = *rc::gen::inRange<std::int64_t>(5, 40), // 5: the longest alone
                             .max_sequence = 4000,
-                            .eos_token_ids = {{3}},
-                            .parallel_for = {}};
+                            .eos_token_ids = {{3}}};
   if (*rc::gen::arbitrary<bool>())
     options.parallel_for = [](std::int64_t n, const std::function<void(std::int64_t)>& f) {
-      std::thread half([&] { for (std::int64_t i = 0; i < n; i += 2) f(i); });
+      std::thread half([&] {
+        for (std::int64_t i = 0; i < n; i += 2)
+          f(i);
+      });
       for (std::int64_t i = 1; i < n; i += 2)
         f(i);
       half.join();

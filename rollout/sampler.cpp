@@ -11,9 +11,9 @@ namespace troupe {
 
 namespace {
 
-constexpr std::size_t lanes = 16;        // a sum is 16 interleaved sums, then a tree: one order for every vector width
-constexpr std::size_t block_size = 256;  // weights are summed block by block
-constexpr std::size_t n_buckets = 4096;  // of 1/64 in z, for partial selection
+constexpr std::size_t lanes = 16;       // a sum is 16 interleaved sums, then a tree: one order for every vector width
+constexpr std::size_t block_size = 256; // weights are summed block by block
+constexpr std::size_t n_buckets = 4096; // of 1/64 in z, for partial selection
 constexpr float buckets_per_unit = 64.0f;
 
 // A token's place in the order of truncation: by logit, equal ones by id.
@@ -141,7 +141,7 @@ private:
 
   std::span<const float> logits_;
   float max_, temperature_;
-  candidate last_;          // of what truncation keeps
+  candidate last_; // of what truncation keeps
   bool truncated_ = false;
   double min_weight_ = 0;
 };

@@ -12,11 +12,11 @@ namespace troupe {
 
 /// A prompt and what its samples share.
 struct scheduled_prompt {
-  std::uint64_t age = 0;                   // order of arrival; set by the scheduler
+  std::uint64_t age = 0; // order of arrival; set by the scheduler
   std::vector<std::int32_t> ids;
-  std::int64_t unfinished = 1;             // samples that have not ended
-  std::int64_t waiting = 0;                // of them, those that hold no blocks though the prompt was computed
-  std::vector<std::int32_t> held;          // blocks of the computed prompt, kept for the samples that wait
+  std::int64_t unfinished = 1;    // samples that have not ended
+  std::int64_t waiting = 0;       // of them, those that hold no blocks though the prompt was computed
+  std::vector<std::int32_t> held; // blocks of the computed prompt, kept for the samples that wait
 };
 
 /// A prompt under computation (sample -1), or one of its samples: the unit that holds a block table.
@@ -24,8 +24,8 @@ struct sequence {
   std::shared_ptr<scheduled_prompt> prompt;
   std::int64_t sample_index = -1;
   std::vector<std::int32_t> output_ids;
-  std::vector<std::int32_t> blocks;        // of positions 0 .. size() - 1
-  std::int32_t cached = 0;                 // positions whose keys and values are computed
+  std::vector<std::int32_t> blocks; // of positions 0 .. size() - 1
+  std::int32_t cached = 0;          // positions whose keys and values are computed
   std::int32_t size() const { return std::int32_t(prompt->ids.size() + output_ids.size()); }
   std::int32_t token(std::int32_t position) const;
 };
@@ -35,7 +35,7 @@ struct scheduled_pass {
   std::vector<std::pair<std::int32_t, std::int32_t>> copies; // blocks, from -> to, in order
   token_batch batch;
   std::vector<sequence*> ends;
-  std::vector<std::int32_t> logit_rows;    // [ends], ascending
+  std::vector<std::int32_t> logit_rows; // [ends], ascending
 };
 
 /// Decides which rows run: sequences that continue first, then chunks of prompts, oldest first. When blocks run out the
@@ -59,7 +59,7 @@ public:
   const block_allocator& blocks() const { return blocks_; }
 
 private:
-  using place = std::pair<std::uint64_t, std::int64_t>;  // age, sample: the order of service
+  using place = std::pair<std::uint64_t, std::int64_t>; // age, sample: the order of service
   using sequences = std::map<place, std::unique_ptr<sequence>>;
   bool grow(sequence& s);
   std::int32_t allocate_for(const place& who);
@@ -76,7 +76,7 @@ private:
   std::uint64_t arrivals_ = 0;
   sequences waiting_, running_;
   std::map<std::uint64_t, std::shared_ptr<scheduled_prompt>> prompts_; // all that are not finished, by age
-  std::int64_t committed_ = 0;              // unfinished samples of the prompts that were admitted
+  std::int64_t committed_ = 0;                                         // unfinished samples of the prompts that were admitted
   std::int64_t preemptions_ = 0;
 };
 

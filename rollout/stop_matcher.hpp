@@ -18,8 +18,8 @@ public:
 private:
   std::vector<std::string> stops_;
   std::size_t longest_ = 0;
-  std::string tail_;                // the end of the text that a match may begin in
-  std::size_t tail_offset_ = 0;     // of tail_ in the text
+  std::string tail_;            // the end of the text that a match may begin in
+  std::size_t tail_offset_ = 0; // of tail_ in the text
   std::size_t position_ = std::string::npos;
 };
 
