@@ -1,0 +1,85 @@
+#pragma once
+#include "actors/protocol.hpp"
+#include "actors/run_data.hpp"
+#include "actors/run_host.hpp"
+#include "actors/run_state.hpp"
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+namespace troupe {
+
+/// What a coordinator works with. The factories make its two companions, which report to it.
+struct coordinator_setup {
+  run_plan plan;
+  std::shared_ptr<const run_data> data;
+  std::shared_ptr<run_host> host;
+  join_answer welcome;                 // what every worker gets; role and rank are filled in
+  std::function<reward_actor(const coordinator_actor&)> make_reward;
+  std::function<weight_sync_actor(const coordinator_actor&)> make_weight_sync;
+};
+
+/// The actor around `run_state`: knows the handles, turns messages into events and commands into messages.
+struct coordinator_state {
+  static inline const char* name = "coordinator";
+  struct member {
+    worker_info info;
+    caf::strong_actor_ptr handle;
+    worker_id id = 0;
+  };
+  struct reservation { worker_role role; std::uint32_t rank; time_point since; };
+
+  coordinator_actor::pointer self = nullptr;
+  std::unique_ptr<coordinator_setup> setup;
+  std::unique_ptr<run_state> run;
+  reward_actor reward;
+  weight_sync_actor weight_sync;
+  learner_actor learner;
+  std::string batch_endpoint;
+  std::uint32_t learner_epoch = 0;               // answers of an older learner are dropped
+  worker_id last_id = 0;
+  std::map<worker_id, member> members;
+  std::map<std::int64_t, reservation> reserved;  // by pid: a role was given, the worker is not there yet
+
+  time_point now() const { return self->clock().now(); }
+  caf::result<join_answer> join(const join_request& request);
+  void enlist(const worker_info& info, const rollout_actor& rollout);
+  void enlist(const worker_info& info, const learner_actor& learner);
+  void down(const caf::actor_addr& source, const std::string& reason);
+  void failed(const worker_failed& failure);
+  void exited(const worker_exited& exit);
+  void tick();
+  /// Carries out what the run decided.
+  void act();
+
+private:
+  void operator()(const command::dispatch& c);
+  void operator()(const command::restore& c);
+  void operator()(const command::sync& c);
+  void operator()(const command::ship& c);
+  void operator()(const command::train& c);
+  void operator()(const command::trained& c);
+  void operator()(const command::save& c);
+  void operator()(const command::begin& c);
+  void operator()(const command::record& c);
+  void operator()(const command::progress& c);
+  void operator()(const command::end_rollout& c);
+  void operator()(const command::end_learner& c);
+  void operator()(const command::log& c);
+  void operator()(const command::finish& c);
+
+  template <class Request, class Answer>
+  void ask_learner(const Request& request, void (run_state::*event)(const Answer&, time_point));
+  member& add_member(const worker_info& info, caf::strong_actor_ptr handle);
+  void lose(worker_id id, const std::string& why);
+  bool taken(worker_role role, std::uint32_t rank) const;
+  std::string learner_name() const;
+};
+
+coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer<coordinator_state> self, const coordinator_setup& setup);
+
+/// The published actor: lets in programs of the same build that know the run's secret. Throws nothing; refuses with one line.
+door_actor::behavior_type door(door_actor::pointer self, const coordinator_actor& coordinator, const std::string& secret);
+
+} // namespace troupe
