@@ -18,6 +18,11 @@ std::string title(const worker_info& w) {
 
 } // namespace
 
+coordinator_state::~coordinator_state() {
+  caf::anon_send_exit(reward, caf::exit_reason::user_shutdown);
+  caf::anon_send_exit(weight_sync, caf::exit_reason::user_shutdown);
+}
+
 // ---- workers ----
 
 bool coordinator_state::taken(worker_role role, std::uint32_t rank) const {
@@ -97,7 +102,8 @@ void coordinator_state::down(const caf::actor_addr& source, const std::string& r
 
 void coordinator_state::failed(const worker_failed& failure) {
   const worker_info info{failure.role, failure.rank, failure.host, 0, ""};
-  run->fail(error(errc(failure.code), std::string(name_of(info.role)) + ' ' + std::to_string(info.rank) + " on " + info.host + ": " + failure.text));
+  run->fail(error(errc(failure.code),
+                  std::string(name_of(info.role)) + ' ' + std::to_string(info.rank) + " on " + info.host + ": " + failure.text));
   act();
 }
 
@@ -142,19 +148,19 @@ void coordinator_state::ask_learner(const Request& request, void (run_state::*ev
   if (!learner)
     return;
   self->request(learner, learner_deadline, request)
-    .then(
-      [this, event, epoch = learner_epoch](const Answer& answer) {
-        if (epoch != learner_epoch)
-          return;
-        ((*run).*event)(answer, now());
-        act();
-      },
-      [this, epoch = learner_epoch](const caf::error& e) {
-        if (epoch != learner_epoch)
-          return;
-        run->learner_error(to_exception(e, learner_name()), now());
-        act();
-      });
+      .then(
+          [this, event, epoch = learner_epoch](const Answer& answer) {
+            if (epoch != learner_epoch)
+              return;
+            ((*run).*event)(answer, now());
+            act();
+          },
+          [this, epoch = learner_epoch](const caf::error& e) {
+            if (epoch != learner_epoch)
+              return;
+            run->learner_error(to_exception(e, learner_name()), now());
+            act();
+          });
 }
 
 void coordinator_state::operator()(const command::dispatch& c) {
@@ -171,35 +177,35 @@ void coordinator_state::operator()(const command::save& c) { ask_learner(save_ch
 
 void coordinator_state::operator()(const command::sync& c) {
   self->request(weight_sync, sync_deadline, sync_weights{c.version})
-    .then(
-      [this](const weights_fetched& result) {
-        run->synced(result, now());
-        act();
-      },
-      [this, epoch = learner_epoch](const caf::error& e) {
-        const error what = to_exception(e, learner_name());
-        if (epoch != learner_epoch || what.code() == errc::cancelled) // another sync has taken its place
-          return;
-        run->learner_error(what, now());
-        act();
-      });
+      .then(
+          [this](const weights_fetched& result) {
+            run->synced(result, now());
+            act();
+          },
+          [this, epoch = learner_epoch](const caf::error& e) {
+            const error what = to_exception(e, learner_name());
+            if (epoch != learner_epoch || what.code() == errc::cancelled) // another sync has taken its place
+              return;
+            run->learner_error(what, now());
+            act();
+          });
 }
 
 void coordinator_state::operator()(const command::ship& c) {
   self->request(reward, learner_deadline, ship_batch{c.step, c.indices, batch_endpoint})
-    .then(
-      [this, epoch = learner_epoch](const batch_shipped& answer) {
-        if (epoch != learner_epoch)
-          return;
-        run->shipped(answer, now());
-        act();
-      },
-      [this, epoch = learner_epoch](const caf::error& e) {
-        if (epoch != learner_epoch)
-          return;
-        run->learner_error(to_exception(e, ""), now());
-        act();
-      });
+      .then(
+          [this, epoch = learner_epoch](const batch_shipped& answer) {
+            if (epoch != learner_epoch)
+              return;
+            run->shipped(answer, now());
+            act();
+          },
+          [this, epoch = learner_epoch](const caf::error& e) {
+            if (epoch != learner_epoch)
+              return;
+            run->learner_error(to_exception(e, ""), now());
+            act();
+          });
 }
 
 void coordinator_state::operator()(const command::trained& c) { self->send(reward, step_trained{c.version, {}}); }
@@ -221,8 +227,6 @@ void coordinator_state::operator()(const command::finish& c) {
     self->demonitor(m.handle->address());
     caf::anon_send_exit(m.handle, caf::exit_reason::user_shutdown);
   }
-  caf::anon_send_exit(reward, caf::exit_reason::user_shutdown);
-  caf::anon_send_exit(weight_sync, caf::exit_reason::user_shutdown);
   setup->host->ended(c.code, c.text);
 }
 
@@ -250,28 +254,28 @@ coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer
   s.run->start(s.now());
   self->delayed_send(self, tick_interval, caf::tick_atom_v);
   return {
-    [self](const join_request& r) { return self->state.join(r); },
-    [self](const worker_info& info, const rollout_actor& w) { self->state.enlist(info, w); },
-    [self](const worker_info& info, const learner_actor& w) { self->state.enlist(info, w); },
-    [self](const group_scored& g) {
-      self->state.run->scored(g, self->state.now());
-      self->state.act();
-    },
-    [self](const rollout_holds& h) {
-      self->state.run->rollout_has(h.id, h.version, self->state.now());
-      self->state.act();
-    },
-    [self](const rollout_failed& f) {
-      self->state.run->rollout_sync_failed(f.id, f.text, self->state.now());
-      self->state.act();
-    },
-    [self](const worker_failed& f) { self->state.failed(f); },
-    [self](const worker_exited& e) { self->state.exited(e); },
-    [self](const stop_run&) {
-      self->state.run->stop(self->state.now());
-      self->state.act();
-    },
-    [self](caf::tick_atom) { self->state.tick(); },
+      [self](const join_request& r) { return self->state.join(r); },
+      [self](const worker_info& info, const rollout_actor& w) { self->state.enlist(info, w); },
+      [self](const worker_info& info, const learner_actor& w) { self->state.enlist(info, w); },
+      [self](const group_scored& g) {
+        self->state.run->scored(g, self->state.now());
+        self->state.act();
+      },
+      [self](const rollout_holds& h) {
+        self->state.run->rollout_has(h.id, h.version, self->state.now());
+        self->state.act();
+      },
+      [self](const rollout_failed& f) {
+        self->state.run->rollout_sync_failed(f.id, f.text, self->state.now());
+        self->state.act();
+      },
+      [self](const worker_failed& f) { self->state.failed(f); },
+      [self](const worker_exited& e) { self->state.exited(e); },
+      [self](const stop_run&) {
+        self->state.run->stop(self->state.now());
+        self->state.act();
+      },
+      [self](caf::tick_atom) { self->state.tick(); },
   };
 }
 
@@ -279,25 +283,25 @@ coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer
 
 door_actor::behavior_type door(door_actor::pointer self, const coordinator_actor& coordinator, const std::string& secret) {
   return {
-    [self, coordinator, secret](const join_request& r) -> caf::result<join_answer, coordinator_actor> {
-      const auto differs = [](const std::string& what, const std::string& theirs, const std::string& ours) {
-        return caf::make_error(errc::bad_input, "this worker cannot join: its " + what + " is " + theirs + ", the run's is " + ours +
-                                                  "; start the run's own program");
-      };
-      if (r.protocol != protocol_hash())
-        return differs("protocol", std::to_string(r.protocol), std::to_string(protocol_hash()));
-      if (r.build != build_name())
-        return differs("build", r.build, build_name());
-      if (r.numerics != numerics_name())
-        return differs("numerics", r.numerics, numerics_name());
-      if (r.secret != secret)
-        return caf::make_error(errc::bad_input, std::string("this worker cannot join: it does not know the run's secret"));
-      auto promise = self->make_response_promise<join_answer, coordinator_actor>();
-      self->request(coordinator, std::chrono::seconds(20), r)
-        .then([promise, coordinator](const join_answer& a) mutable { promise.deliver(a, coordinator); },
-              [promise](const caf::error& e) mutable { promise.deliver(e); });
-      return promise;
-    },
+      [self, coordinator, secret](const join_request& r) -> caf::result<join_answer, coordinator_actor> {
+        const auto differs = [](const std::string& what, const std::string& theirs, const std::string& ours) {
+          return caf::make_error(errc::bad_input, "this worker cannot join: its " + what + " is " + theirs + ", the run's is " + ours +
+                                                      "; start the run's own program");
+        };
+        if (r.protocol != protocol_hash())
+          return differs("protocol", std::to_string(r.protocol), std::to_string(protocol_hash()));
+        if (r.build != build_name())
+          return differs("build", r.build, build_name());
+        if (r.numerics != numerics_name())
+          return differs("numerics", r.numerics, numerics_name());
+        if (r.secret != secret)
+          return caf::make_error(errc::bad_input, std::string("this worker cannot join: it does not know the run's secret"));
+        auto promise = self->make_response_promise<join_answer, coordinator_actor>();
+        self->request(coordinator, std::chrono::seconds(20), r)
+            .then([promise, coordinator](const join_answer& a) mutable { promise.deliver(a, coordinator); },
+                  [promise](const caf::error& e) mutable { promise.deliver(e); });
+        return promise;
+      },
   };
 }
 

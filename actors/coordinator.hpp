@@ -15,7 +15,7 @@ struct coordinator_setup {
   run_plan plan;
   std::shared_ptr<const run_data> data;
   std::shared_ptr<run_host> host;
-  join_answer welcome;                 // what every worker gets; role and rank are filled in
+  join_answer welcome; // what every worker gets; role and rank are filled in
   std::function<reward_actor(const coordinator_actor&)> make_reward;
   std::function<weight_sync_actor(const coordinator_actor&)> make_weight_sync;
 };
@@ -28,7 +28,13 @@ struct coordinator_state {
     caf::strong_actor_ptr handle;
     worker_id id = 0;
   };
-  struct reservation { worker_role role; std::uint32_t rank; time_point since; };
+  struct reservation {
+    worker_role role;
+    std::uint32_t rank;
+    time_point since;
+  };
+
+  ~coordinator_state(); // its two companions end with it
 
   coordinator_actor::pointer self = nullptr;
   std::unique_ptr<coordinator_setup> setup;
@@ -37,10 +43,10 @@ struct coordinator_state {
   weight_sync_actor weight_sync;
   learner_actor learner;
   std::string batch_endpoint;
-  std::uint32_t learner_epoch = 0;               // answers of an older learner are dropped
+  std::uint32_t learner_epoch = 0; // answers of an older learner are dropped
   worker_id last_id = 0;
   std::map<worker_id, member> members;
-  std::map<std::int64_t, reservation> reserved;  // by pid: a role was given, the worker is not there yet
+  std::map<std::int64_t, reservation> reserved; // by pid: a role was given, the worker is not there yet
 
   time_point now() const { return self->clock().now(); }
   caf::result<join_answer> join(const join_request& request);

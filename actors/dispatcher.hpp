@@ -46,14 +46,21 @@ public:
   std::size_t n_in_flight() const { return in_flight_.size(); }
 
 private:
-  struct worker { bool current = false; weights_version version; std::size_t busy = 0; };
-  struct holder { worker_id worker = 0; time_point since; };
+  struct worker {
+    bool current = false;
+    weights_version version;
+    std::size_t busy = 0;
+  };
+  struct holder {
+    worker_id worker = 0;
+    time_point since;
+  };
 
   std::chrono::milliseconds deadline_;
   std::size_t credits_;
   weights_version version_;
   std::map<worker_id, worker> workers_;
-  std::set<group_key> waiting_;              // in dispatch order
+  std::set<group_key> waiting_; // in dispatch order
   std::map<group_key, holder> in_flight_;
 };
 

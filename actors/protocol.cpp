@@ -8,11 +8,15 @@ namespace {
 class describing_inspector {
 public:
   using result_type = void;
-  template <class... Ts> void operator()(Ts&&... xs) { (visit(xs), ...); }
+  template <class... Ts>
+  void operator()(Ts&&... xs) {
+    (visit(xs), ...);
+  }
   const std::string& text() const { return text_; }
 
 private:
-  template <class X> void visit(X&& x) {
+  template <class X>
+  void visit(X&& x) {
     using T = std::remove_cvref_t<X>;
     if constexpr (std::is_same_v<T, caf::meta::type_name_t>) {
       text_ += std::string(x.value) + '(';
@@ -27,17 +31,18 @@ private:
       compound(x);
     }
   }
-  template <class T> void compound(const std::vector<T>&) {
+  template <class T>
+  void compound(const std::vector<T>&) {
     text_ += "list of ";
     visit(T{});
   }
-  template <class A, class B> void compound(const std::pair<A, B>& p) {
+  template <class A, class B>
+  void compound(const std::pair<A, B>& p) {
     visit(p.first);
     visit(p.second);
   }
   template <class T>
-    requires(std::is_class_v<T>)
-  void compound(const T& x) {
+  requires(std::is_class_v<T>) void compound(const T& x) {
     T copy = x;
     inspect(*this, copy);
     text_ += ')';
@@ -46,7 +51,8 @@ private:
   std::string text_;
 };
 
-template <class... Messages> std::string describe_all() {
+template <class... Messages>
+std::string describe_all() {
   describing_inspector f;
   (f(Messages{}), ...);
   return f.text();
@@ -56,7 +62,8 @@ std::string protocol_text() {
   return build_name() + ' ' +
          describe_all<join_request, join_answer, worker_info, generate_group, group_scored, ship_batch, batch_shipped, restore_learner,
                       learner_restored, train_step, step_trained, save_checkpoint, checkpoint_saved, publish_weights, weights_published,
-                      fetch_weights, weights_fetched, sync_weights, rollout_holds, rollout_failed, worker_failed, worker_exited, stop_run, rollout_status>();
+                      fetch_weights, weights_fetched, sync_weights, rollout_holds, rollout_failed, worker_failed, worker_exited, stop_run,
+                      rollout_status>();
 }
 
 } // namespace

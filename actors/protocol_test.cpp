@@ -28,7 +28,8 @@ struct protocol_test : ::testing::Test {
     return out;
   }
   /// The message comes back as one value of its type, with the same bytes.
-  template <class T> T travels(const T& x) {
+  template <class T>
+  T travels(const T& x) {
     const std::vector<char> bytes = bytes_of(caf::make_message(x));
     const caf::message m = back(bytes);
     EXPECT_TRUE(m.match_elements<T>()) << typeid(T).name();

@@ -15,7 +15,8 @@ std::map<std::uint64_t, std::size_t> by_source(const std::vector<prompt_row>& ro
 } // namespace
 
 run_data::run_data(const config& cfg, std::vector<prompt_row> train, std::vector<prompt_row> validation)
-    : train_(std::move(train)), validation_(std::move(validation)), train_rows_(by_source(train_)), validation_rows_(by_source(validation_)),
+    : train_(std::move(train)), validation_(std::move(validation)), train_rows_(by_source(train_)),
+      validation_rows_(by_source(validation_)),
       sampler_(train_.size(), std::uint64_t(cfg.data.train_batch_size), cfg.run.seed, cfg.data.shuffle) {}
 
 const prompt_row& run_data::row(const group_key& key) const {

@@ -25,7 +25,7 @@ private:
   std::vector<prompt_row> train_, validation_;
   std::map<std::uint64_t, std::size_t> train_rows_, validation_rows_; // by source
   batch_sampler sampler_;
-  mutable std::uint64_t cached_step_ = 0;                             // of the sampler's rows; guarded by the one caller of `row`
+  mutable std::uint64_t cached_step_ = 0; // of the sampler's rows; guarded by the one caller of `row`
   mutable std::vector<std::uint64_t> cached_rows_;
 };
 

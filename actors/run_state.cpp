@@ -94,11 +94,16 @@ void run_state::restored(const learner_restored& answer, time_point now) {
   }
   // A learner that was started again: what waited for it goes on; otherwise its weights are offered to those who join.
   switch (phase_) {
-  case phase::syncing: return begin_sync(now);
+  case phase::syncing:
+    return begin_sync(now);
   case phase::shipping:
-  case phase::training: return begin_shipping();
-  case phase::saving: return out_.push_back(command::save{steps_done_});
-  default: groups_.want_version(version()); return out_.push_back(command::sync{version()});
+  case phase::training:
+    return begin_shipping();
+  case phase::saving:
+    return out_.push_back(command::save{steps_done_});
+  default:
+    groups_.want_version(version());
+    return out_.push_back(command::sync{version()});
   }
 }
 
@@ -236,8 +241,7 @@ void run_state::end_generation(time_point now) {
   generation_ended_ = now;
   metrics_["timing_s/gen"] = seconds(step_began_, now);
   if (kept_.empty())
-    return finish(errc::failed,
-                  "step " + std::to_string(steps_done_ + 1) + ": every group was dropped; the last: " + last_drop_);
+    return finish(errc::failed, "step " + std::to_string(steps_done_ + 1) + ": every group was dropped; the last: " + last_drop_);
   std::sort(kept_.begin(), kept_.end());
   begin_shipping();
 }

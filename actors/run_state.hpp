@@ -15,34 +15,67 @@ namespace troupe {
 struct run_plan {
   std::uint32_t total_steps = 0, save_freq = 0, test_freq = 0; // freq 0: never
   bool val_before_train = false;
-  std::uint32_t batch_size = 0;              // prompts a step
-  std::uint32_t validation_size = 0;         // prompts; 0: no validation
+  std::uint32_t batch_size = 0;      // prompts a step
+  std::uint32_t validation_size = 0; // prompts; 0: no validation
   std::size_t validation_n = 1;
   std::int64_t max_response_length = 0;
-  std::size_t rollouts = 1;                  // to wait for
-  std::size_t credits = 1;                   // groups that one rollout may hold
-  bool restarts = false;                     // a worker that dies is replaced
-  std::string resume_only;                   // this checkpoint and no other
+  std::size_t rollouts = 1; // to wait for
+  std::size_t credits = 1;  // groups that one rollout may hold
+  bool restarts = false;    // a worker that dies is replaced
+  std::string resume_only;  // this checkpoint and no other
   std::chrono::milliseconds group_deadline{std::chrono::minutes(10)};
   std::chrono::milliseconds join_deadline{std::chrono::minutes(10)};
 };
 
 /// What the coordinator is to do next, in the order given.
 namespace command {
-struct dispatch { worker_id worker = 0; group_key key; weights_version version; };
-struct restore { restore_learner request; };
-struct sync { weights_version version; };
-struct ship { std::uint32_t step = 0; std::vector<std::uint32_t> indices; };
-struct train { std::uint32_t step = 0; };
-struct trained { weights_version version; };           // the reward may let the step's groups go
-struct save { std::uint32_t step = 0; };
-struct begin { std::uint32_t step = 0; };              // training goes on after this step
-struct record { std::uint32_t step = 0; metric_map metrics; };
-struct progress { std::uint32_t step = 0; bool validation = false; std::uint32_t done = 0, wanted = 0; };
-struct end_rollout { worker_id worker = 0; };          // it does not answer: end and replace it
+struct dispatch {
+  worker_id worker = 0;
+  group_key key;
+  weights_version version;
+};
+struct restore {
+  restore_learner request;
+};
+struct sync {
+  weights_version version;
+};
+struct ship {
+  std::uint32_t step = 0;
+  std::vector<std::uint32_t> indices;
+};
+struct train {
+  std::uint32_t step = 0;
+};
+struct trained {
+  weights_version version;
+}; // the reward may let the step's groups go
+struct save {
+  std::uint32_t step = 0;
+};
+struct begin {
+  std::uint32_t step = 0;
+}; // training goes on after this step
+struct record {
+  std::uint32_t step = 0;
+  metric_map metrics;
+};
+struct progress {
+  std::uint32_t step = 0;
+  bool validation = false;
+  std::uint32_t done = 0, wanted = 0;
+};
+struct end_rollout {
+  worker_id worker = 0;
+}; // it does not answer: end and replace it
 struct end_learner {};
-struct log { std::string text; };
-struct finish { errc code = errc{}; std::string text; }; // errc{}: success
+struct log {
+  std::string text;
+};
+struct finish {
+  errc code = errc{};
+  std::string text;
+}; // errc{}: success
 } // namespace command
 using run_command = std::variant<command::dispatch, command::restore, command::sync, command::ship, command::train, command::trained,
                                  command::save, command::begin, command::record, command::progress, command::end_rollout,
@@ -106,14 +139,14 @@ private:
   phase phase_ = phase::joining;
   bool learner_there_ = false, learner_ready_ = false, started_ = false, stop_ = false;
   std::uint32_t incarnation_ = 0, steps_done_ = 0;
-  std::uint32_t deaths_ = 0;                 // since something was last achieved
-  std::optional<time_point> short_since_;    // since when workers are missing
+  std::uint32_t deaths_ = 0;              // since something was last achieved
+  std::optional<time_point> short_since_; // since when workers are missing
   time_point step_began_, generation_ended_, sync_began_, train_began_;
 
-  bool step_open_ = false;                   // trained, not yet recorded
+  bool step_open_ = false; // trained, not yet recorded
   step_summary summary_;
   metric_map metrics_;
-  std::vector<std::uint32_t> kept_;          // indices of the step's groups that were not dropped
+  std::vector<std::uint32_t> kept_; // indices of the step's groups that were not dropped
   std::vector<std::vector<double>> validation_rewards_;
   std::uint32_t came_ = 0;
   std::string last_drop_;

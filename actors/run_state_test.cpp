@@ -28,7 +28,8 @@ struct run_test : ::testing::Test {
     run->start(now);
   }
   const std::vector<run_command>& commands() { return last = run->take(); }
-  template <class C> std::vector<C> of(const std::vector<run_command>& all) {
+  template <class C>
+  std::vector<C> of(const std::vector<run_command>& all) {
     std::vector<C> out;
     for (const auto& c : all) {
       if (const auto* x = std::get_if<C>(&c))
@@ -36,7 +37,8 @@ struct run_test : ::testing::Test {
     }
     return out;
   }
-  template <class C> C one() {
+  template <class C>
+  C one() {
     const auto found = of<C>(commands());
     EXPECT_EQ(found.size(), 1u) << typeid(C).name();
     return found.empty() ? C{} : found[0];
@@ -126,13 +128,28 @@ TEST_F(run_test, WholeRunWithItsMetrics) {
   const auto records = of<command::record>(all);
   ASSERT_EQ(records.size(), 1u);
   EXPECT_EQ(records[0].step, 1u);
-  const std::map<std::string, double> wanted = {
-    {"actor/pg_loss", -0.5},          {"critic/advantages/mean", 0.5},    {"critic/rewards/max", 1},       {"critic/rewards/mean", 0.5},
-    {"critic/rewards/min", 0},        {"critic/score/mean", 0.5},         {"perf/throughput", 48.0 / 6},   {"prompt_length/mean", 5},
-    {"response_length/clip_ratio", 0.5}, {"response_length/max", 4},      {"response_length/mean", 3},     {"response_length/min", 2},
-    {"rollout/staleness_max", 0},     {"sync/bytes", 100},                {"sync/seconds", 0.25},          {"sync/version", 1},
-    {"timing_s/adv", 0.125},          {"timing_s/gen", 2},                {"timing_s/reward", 1.5},        {"timing_s/step", 6},
-    {"timing_s/update_actor", 3},     {"timing_s/update_weights", 1}};
+  const std::map<std::string, double> wanted = {{"actor/pg_loss", -0.5},
+                                                {"critic/advantages/mean", 0.5},
+                                                {"critic/rewards/max", 1},
+                                                {"critic/rewards/mean", 0.5},
+                                                {"critic/rewards/min", 0},
+                                                {"critic/score/mean", 0.5},
+                                                {"perf/throughput", 48.0 / 6},
+                                                {"prompt_length/mean", 5},
+                                                {"response_length/clip_ratio", 0.5},
+                                                {"response_length/max", 4},
+                                                {"response_length/mean", 3},
+                                                {"response_length/min", 2},
+                                                {"rollout/staleness_max", 0},
+                                                {"sync/bytes", 100},
+                                                {"sync/seconds", 0.25},
+                                                {"sync/version", 1},
+                                                {"timing_s/adv", 0.125},
+                                                {"timing_s/gen", 2},
+                                                {"timing_s/reward", 1.5},
+                                                {"timing_s/step", 6},
+                                                {"timing_s/update_actor", 3},
+                                                {"timing_s/update_weights", 1}};
   EXPECT_EQ(records[0].metrics, wanted);
   EXPECT_EQ(of<command::dispatch>(all).size(), 2u); // step 2 begins; nothing is saved in between
   reach_training(2);

@@ -5,9 +5,7 @@
 namespace troupe {
 namespace {
 
-double mean(const std::vector<double>& xs) {
-  return xs.empty() ? 0.0 : std::accumulate(xs.begin(), xs.end(), 0.0) / double(xs.size());
-}
+double mean(const std::vector<double>& xs) { return xs.empty() ? 0.0 : std::accumulate(xs.begin(), xs.end(), 0.0) / double(xs.size()); }
 
 void put_range(metric_map& out, const std::string& name, const std::vector<double>& xs) {
   const auto [low, high] = std::minmax_element(xs.begin(), xs.end());
