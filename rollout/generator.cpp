@@ -283,6 +283,8 @@ std::vector<generation_output> generator::step() {
   return out;
 }
 
+std::int64_t generator::max_num_seqs() const { return impl_->options.max_num_seqs; }
+
 bool generator::idle() const { return impl_->requests.empty(); }
 
 void generator::abort(std::uint64_t id) { impl_->aborted.push_back(id); }

@@ -58,6 +58,7 @@ public:
   void add(generation_request request);
   /// One pass of the model; returns the samples that ended in it.
   std::vector<generation_output> step();
+  std::int64_t max_num_seqs() const;
   bool idle() const; // nothing waits or runs
   /// Ends a request's samples with finish_reason abort at the next step.
   void abort(std::uint64_t id);

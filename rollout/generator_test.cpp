@@ -1,5 +1,6 @@
 #include "core/error.hpp"
 #include "rollout/fake_lm.hpp"
+#include "rollout/generate_all.hpp"
 #include "rollout/generator.hpp"
 #include <algorithm>
 #include <gtest/gtest.h>
@@ -252,6 +253,25 @@ TEST(generator, logits_that_are_not_finite_end_the_step_with_an_error) {
   generator g(std::make_shared<fake_lm>(50, 4096, std::nanf("")), nullptr, {.cache_blocks = 4});
   g.add(request(1, {1}, 2, 5));
   EXPECT_THROW(g.step(), error);
+}
+
+TEST(generate_all, hands_over_in_order_as_soon_as_may_be) {
+  std::vector<generation_request> requests;
+  for (std::uint64_t i = 0; i < 12; ++i) // the first ends last
+    requests.push_back(request(i, prompt_of(3 + i, std::int32_t(i)), 2, std::int64_t(40 - 3 * i)));
+  generator g(std::make_shared<fake_lm>(50), nullptr, {.max_num_seqs = 4, .cache_blocks = 40, .eos_token_ids = {{3}}});
+  outputs got;
+  std::vector<std::pair<std::uint64_t, std::int64_t>> order;
+  bool early = false;
+  generate_all(g, requests, [&](generation_output&& o) {
+    order.emplace_back(o.id, o.sample_index);
+    early |= !g.idle();
+    got.emplace(order.back(), std::move(o));
+  });
+  EXPECT_TRUE(std::is_sorted(order.begin(), order.end()));
+  EXPECT_TRUE(early);
+  expect_same(got, alone(requests, 4000));
+  generate_all(g, {}, [](generation_output&&) { FAIL(); });
 }
 
 // Random work in random company: any options, arrivals while others run, threads.

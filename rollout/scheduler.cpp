@@ -31,6 +31,7 @@ void scheduler::prompt_done(sequence& s) {
 
 void scheduler::add_sample(std::unique_ptr<sequence> s) {
   ++s->prompt->waiting;
+  ++waiting_samples_;
   const place at{s->prompt->age, s->sample_index};
   waiting_.emplace(at, std::move(s));
 }
@@ -38,7 +39,9 @@ void scheduler::add_sample(std::unique_ptr<sequence> s) {
 void scheduler::finish_sample(scheduled_prompt& prompt, sequence* s) {
   if (s) {
     const place at{prompt.age, s->sample_index};
-    prompt.waiting -= std::int64_t(waiting_.count(at));
+    const auto was_waiting = std::int64_t(waiting_.count(at));
+    prompt.waiting -= was_waiting;
+    waiting_samples_ -= was_waiting;
     blocks_.release(s->blocks);
     waiting_.erase(at);
     running_.erase(at);
@@ -60,6 +63,7 @@ void scheduler::remove(scheduled_prompt& prompt) {
       blocks_.release(it->second->blocks);
     where->erase(begin, end);
   }
+  waiting_samples_ -= prompt.waiting;
   blocks_.release(prompt.held);
   prompts_.erase(prompt.age);
 }
@@ -77,10 +81,12 @@ void scheduler::preempt_youngest() {
   sequence& s = *last->second;
   blocks_.release(s.blocks);
   s.cached = 0;
-  if (s.sample_index < 0)
+  if (s.sample_index < 0) {
     committed_ -= s.prompt->unfinished;
-  else
+  } else {
     ++s.prompt->waiting;
+    ++waiting_samples_;
+  }
   waiting_.insert(running_.extract(last));
   ++preemptions_;
 }
@@ -129,9 +135,7 @@ bool scheduler::admissible(const sequence& s) const {
     return false;
   std::int64_t need = blocks_for(s.size()) + std::max<std::int64_t>(1, blocks_.n_blocks() / 100);
   if (is_prompt) {
-    need += s.prompt->unfinished;
-    for (const auto& [age, prompt] : prompts_)
-      need += prompt->waiting;
+    need += s.prompt->unfinished + waiting_samples_;
   } else if (!s.prompt->held.empty() || computed_sibling(s)) {
     need -= std::int64_t(s.prompt->ids.size()) / kv_block_tokens;
   }
@@ -144,6 +148,7 @@ void scheduler::attach(sequence& s, scheduled_pass& pass) {
   const auto length = std::int32_t(prompt.ids.size()), full = length / kv_block_tokens;
   if (s.sample_index >= 0) {
     --prompt.waiting;
+    --waiting_samples_;
     const auto* sibling = computed_sibling(s);
     const auto& from = !prompt.held.empty() || !sibling ? prompt.held : sibling->blocks;
     if (!from.empty()) {

@@ -77,6 +77,7 @@ private:
   sequences waiting_, running_;
   std::map<std::uint64_t, std::shared_ptr<scheduled_prompt>> prompts_; // all that are not finished, by age
   std::int64_t committed_ = 0;                                         // unfinished samples of the prompts that were admitted
+  std::int64_t waiting_samples_ = 0;                                   // of all computed prompts
   std::int64_t preemptions_ = 0;
 };
 

@@ -1,0 +1,137 @@
+#include "cli/command.hpp"
+#include "cli/line_file.hpp"
+#include "cli/requests.hpp"
+#include "core/error.hpp"
+#include "model/compute.hpp"
+#include "model/config.hpp"
+#include "model/kernels/thread_pool.hpp"
+#include "model/registry.hpp"
+#include "model/tokenizer/chat_template.hpp"
+#include "model/tokenizer/tokenizer.hpp"
+#include "rollout/generate_all.hpp"
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+namespace troupe {
+namespace {
+
+struct generate_options {
+  common_options common;
+  std::filesystem::path model, input, output;
+  std::int64_t n = 1, max_num_seqs = 256;
+  sampling_params params;
+};
+
+struct totals {
+  std::int64_t requests = 0, prompt_tokens = 0, output_tokens = 0;
+  double seconds = 0;
+};
+
+void check_options(const generate_options& o, const model_config& cfg) {
+  check_sampling(o.params);
+  for (const auto id : o.params.stop_ids)
+    if (id < 0 || id >= cfg.vocab_size)
+      throw error{errc::bad_usage, "--stop-token-ids " + std::to_string(id) + ": ids are 0 to " + std::to_string(cfg.vocab_size - 1)};
+}
+
+std::vector<generation_request> make_requests(const generate_options& o, const std::vector<generate_line>& lines) {
+  std::vector<generation_request> requests;
+  for (const auto& line : lines) {
+    generation_request r;
+    r.prompt_ids = line.ids;
+    r.n = o.n;
+    r.params = o.params;
+    if (line.seed)
+      r.key = {.seed = *line.seed, .domain = draw::generate_seeded};
+    else
+      r.key = {.seed = o.common.seed, .domain = draw::generate, .index = std::uint32_t(requests.size())};
+    requests.push_back(std::move(r));
+  }
+  return requests;
+}
+
+generator_options options_for(const generate_options& o, const std::vector<generate_line>& lines, const model_config& cfg,
+                              const compute& where) {
+  std::int64_t longest = 0;
+  for (const auto& line : lines)
+    longest = std::max(longest, std::int64_t(line.ids.size()));
+  generator_options out;
+  out.max_num_seqs = std::min(o.max_num_seqs, std::max(o.n, std::int64_t(lines.size()) * o.n));
+  // No sample ends sooner for it, and the cache need not be larger.
+  out.max_sequence = std::min(cfg.max_position_embeddings, longest + std::min(o.params.max_tokens, cfg.max_position_embeddings));
+  out.eos_token_ids = load_eos_token_ids(o.model, cfg);
+  out.parallel_for = [&where](std::int64_t n, const std::function<void(std::int64_t)>& f) { where.pool().each(n, f); };
+  return out;
+}
+
+std::string output_line(const generation_output& o, const std::vector<std::int32_t>& input_ids, const tokenizer& tok) {
+  const auto text = tok.decode(o.result.output_ids, true).substr(0, o.text_stop);
+  return "{\"index\": " + std::to_string(o.id) + ", \"sample\": " + std::to_string(o.sample_index) +
+         ", \"input_ids\": " + json_list(input_ids) + ", \"output_ids\": " + json_list(o.result.output_ids) +
+         ", \"logprobs\": " + json_list(o.result.logprobs) + ", \"text\": " + json_text(text) + ", \"finish_reason\": \"" +
+         std::string(name_of(o.result.finish)) +
+         "\", \"weights_version\": " + std::to_string(o.result.versions.empty() ? 0 : o.result.versions.back().step) + "}\n";
+}
+
+void print_summary(const totals& t) {
+  std::fprintf(stderr,
+               "{\"requests\": %lld, \"prompt_tokens\": %lld, \"output_tokens\": %lld, \"seconds\": %.6g, \"tokens_per_second\": %.6g}\n",
+               static_cast<long long>(t.requests), static_cast<long long>(t.prompt_tokens), static_cast<long long>(t.output_tokens),
+               t.seconds, t.seconds > 0 ? double(t.output_tokens) / t.seconds : 0.0);
+}
+
+int generate(const generate_options& o) {
+  const auto cfg = load_model_config(o.model);
+  check_options(o, cfg);
+  const auto where = make_compute(o.common);
+  const auto tok = tokenizer::load(o.model);
+  const auto chat = chat_template::load(o.model);
+  const auto lines = read_generate_lines(o.input, make_prompt_encoder(*tok, chat.get()), {cfg.vocab_size, cfg.max_position_embeddings});
+  model_options options;
+  options.compute_type = compute_type(o.common, o.model);
+  const auto model = load_model(o.model, options, *where);
+  generator g(model, tok, options_for(o, lines, cfg, *where));
+  line_file out(o.output);
+  totals t;
+  t.requests = std::int64_t(lines.size());
+  for (const auto& line : lines)
+    t.prompt_tokens += std::int64_t(line.ids.size());
+  const auto begin = std::chrono::steady_clock::now();
+  generate_all(g, make_requests(o, lines), [&](generation_output&& sample) {
+    t.output_tokens += std::int64_t(sample.result.output_ids.size());
+    out.write(output_line(sample, lines[sample.id].ids, *tok));
+  });
+  t.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  out.close();
+  print_summary(t);
+  return 0;
+}
+
+} // namespace
+
+void add_generate(CLI::App& root, action& chosen) {
+  auto o = std::make_shared<generate_options>();
+  CLI::App* app = root.add_subcommand("generate", "samples completions of prompts");
+  app->add_option("--model", o->model, "model directory")->required();
+  app->add_option("--input", o->input,
+                  "JSONL, one of: {\"prompt\": \"...\"}, {\"messages\": [...]}, {\"input_ids\": [...]}; optional \"seed\"")
+      ->required();
+  app->add_option("--output", o->output, "JSONL, one line a sample, by index then sample")->required();
+  app->add_option("--n", o->n, "samples a request")->capture_default_str()->check(CLI::Range(std::int64_t(1), std::int64_t(1) << 20));
+  app->add_option("--max-tokens", o->params.max_tokens, "most tokens a sample")->capture_default_str();
+  app->add_option("--temperature", o->params.temperature, "0: greedy")->capture_default_str();
+  app->add_option("--top-p", o->params.top_p, "1: off")->capture_default_str();
+  app->add_option("--top-k", o->params.top_k, "0 or -1: off")->capture_default_str();
+  app->add_option("--min-p", o->params.min_p, "0: off; relative to the most probable")->capture_default_str();
+  app->add_option("--stop", o->params.stop_strings, "ends a sample at this text; repeats")->expected(1)->take_all();
+  app->add_option("--stop-token-ids", o->params.stop_ids, "ends a sample at this token; repeats")->expected(1)->take_all();
+  app->add_option("--max-num-seqs", o->max_num_seqs, "sequences that run at once")
+      ->capture_default_str()
+      ->check(CLI::Range(std::int64_t(1), std::int64_t(1) << 20));
+  app->add_flag("--ignore-eos", o->params.ignore_eos, "the model's end tokens do not end a sample");
+  add_common_options(*app, o->common);
+  app->callback([o, &chosen] { chosen = [o] { return generate(*o); }; });
+}
+
+} // namespace troupe

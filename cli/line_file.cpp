@@ -1,0 +1,74 @@
+#include "cli/line_file.hpp"
+#include "core/error.hpp"
+#include <cerrno>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <fcntl.h>
+#include <nlohmann/json.hpp>
+#include <system_error>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+namespace troupe {
+
+line_file::line_file(const std::filesystem::path& file) : file_(file) {
+  std::signal(SIGPIPE, SIG_IGN); // write says EPIPE instead
+  fd_ = ::open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd_ < 0)
+    fail("cannot open");
+}
+
+line_file::~line_file() {
+  if (fd_ >= 0)
+    ::close(fd_);
+}
+
+void line_file::write(std::string_view lines) {
+  while (!lines.empty()) {
+    const auto n = ::write(fd_, lines.data(), lines.size());
+    if (n < 0 && errno != EINTR)
+      fail("cannot write");
+    lines.remove_prefix(n > 0 ? std::size_t(n) : 0);
+  }
+}
+
+void line_file::close() {
+  if (::close(std::exchange(fd_, -1)) != 0)
+    fail("cannot finish");
+}
+
+void line_file::fail(const char* what) const {
+  throw error{errc::io, std::string(what) + " " + file_.string() + ": " + std::generic_category().message(errno)};
+}
+
+namespace {
+
+void append(std::string& out, std::int32_t v) { out += std::to_string(v); }
+
+void append(std::string& out, float v) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.9g", double(v));
+  out += text;
+}
+
+} // namespace
+
+template <class T>
+std::string json_list(const T& values) {
+  std::string out = "[";
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    if (i > 0)
+      out += ", ";
+    append(out, values[i]);
+  }
+  return out + "]";
+}
+
+template std::string json_list(const std::vector<std::int32_t>&);
+template std::string json_list(const std::vector<float>&);
+
+std::string json_text(std::string_view text) { return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace); }
+
+} // namespace troupe

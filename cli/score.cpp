@@ -1,0 +1,72 @@
+#include "cli/command.hpp"
+#include "cli/line_file.hpp"
+#include "cli/requests.hpp"
+#include "core/error.hpp"
+#include "model/batch.hpp"
+#include "model/compute.hpp"
+#include "model/config.hpp"
+#include "model/registry.hpp"
+
+namespace troupe {
+namespace {
+
+constexpr std::int64_t batch_tokens = 8192; // rows of one pass, a longer sequence aside; no result depends on it
+
+struct score_options {
+  common_options common;
+  std::filesystem::path model, input, output;
+  bool value = false;
+};
+
+// Scores lines begin .. -> the line after the last one scored; one pass.
+std::size_t score_some(causal_lm& model, const std::vector<score_line>& lines, std::size_t begin, line_file& out) {
+  batch_builder builder;
+  std::size_t end = begin;
+  while (end < lines.size() && (end == begin || builder.n_tokens() + std::int64_t(lines[end].ids.size()) <= batch_tokens)) {
+    builder.add_sequence(lines[end].ids, lines[end].from);
+    ++end;
+  }
+  std::vector<float> logprobs;
+  if (builder.n_tokens() > 0)
+    logprobs = model.score(builder.take(), 1.0f, false, nullptr).logprobs;
+  auto next = logprobs.begin();
+  for (std::size_t i = begin; i < end; ++i) {
+    const auto count = std::ptrdiff_t(lines[i].ids.size()) - lines[i].from;
+    out.write("{\"index\": " + std::to_string(i) + ", \"logprobs\": " + json_list(std::vector<float>(next, next + count)) + "}\n");
+    next += count;
+  }
+  return end;
+}
+
+int score(const score_options& o) {
+  const auto cfg = load_model_config(o.model);
+  if (o.value)
+    throw error{errc::unsupported, "--value: " + cfg.architecture + " of " + o.model.string() +
+                                       " has no value head, and this version knows no model that has one; leave it out"};
+  const auto where = make_compute(o.common);
+  const auto lines = read_score_lines(o.input, {cfg.vocab_size, cfg.max_position_embeddings});
+  model_options options;
+  options.compute_type = compute_type(o.common, o.model);
+  const auto model = load_model(o.model, options, *where);
+  line_file out(o.output);
+  for (std::size_t next = 0; next < lines.size();)
+    next = score_some(*model, lines, next, out);
+  out.close();
+  return 0;
+}
+
+} // namespace
+
+void add_score(CLI::App& root, action& chosen) {
+  auto o = std::make_shared<score_options>();
+  CLI::App* app = root.add_subcommand("score", "log-probabilities of given tokens, through the learner's forward pass");
+  app->add_option("--model", o->model, "model directory")->required();
+  app->add_option("--input", o->input, "JSONL: {\"input_ids\": [...], \"from\": 12}; from: the first position scored, default 1")
+      ->required();
+  app->add_option("--output", o->output, "JSONL: {\"index\": 0, \"logprobs\": [...]}")->required();
+  app->add_flag("--value", o->value, "a value model's values too");
+  add_common_options(*app, o->common);
+  app->callback([o, &chosen] { chosen = [o] { return score(*o); }; });
+}
+
+} // namespace troupe

@@ -1,0 +1,13 @@
+#pragma once
+#include "rollout/generator.hpp"
+#include <functional>
+#include <vector>
+
+namespace troupe {
+
+/// Runs requests to their end and hands over each sample, in the order of `requests`, then of samples, as soon as it and all
+/// before it have ended. Ids are set here. Only as many requests as can run are given to `g` at a time.
+/// Throws what generator::add and step throw; check requests first where all or nothing is wanted.
+void generate_all(generator& g, std::vector<generation_request> requests, const std::function<void(generation_output&&)>& done);
+
+} // namespace troupe
