@@ -31,7 +31,7 @@ struct token_batch {
 /// A training or scoring pass: `targets[i]` is predicted from the hidden state of row `target_rows[i]`.
 struct packed_batch {
   token_batch tokens;
-  std::vector<std::int32_t> target_rows;     // [n_targets], ascending
+  std::vector<std::int32_t> target_rows;     // [n_targets]; a prompt's last row serves every response
   std::vector<std::int32_t> targets;         // [n_targets] token ids
 };
 

@@ -1,0 +1,74 @@
+#include "model/batch.hpp"
+#include "core/error.hpp"
+#include <algorithm>
+#include <utility>
+
+namespace troupe {
+
+namespace {
+
+std::int32_t blocks_for(std::int64_t tokens) { return std::int32_t((tokens + kv_block_tokens - 1) / kv_block_tokens); }
+
+// Appends rows for ids[from, end) at those positions as a segment whose block table is `blocks`.
+std::int32_t append_rows(token_batch& tokens, const std::vector<std::int32_t>& ids, std::int32_t position, std::vector<std::int32_t> blocks) {
+  const auto row = std::int32_t(tokens.ids.size());
+  tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    tokens.positions.push_back(position + std::int32_t(i));
+  tokens.segments.push_back({row, row + std::int32_t(ids.size()), position, std::move(blocks)});
+  return row;
+}
+
+} // namespace
+
+void batch_builder::add_group(const std::vector<std::int32_t>& prompt, const std::vector<std::vector<std::int32_t>>& responses) {
+  if (prompt.empty())
+    throw error{errc::bad_shape, "batch_builder: a prompt without tokens has nothing to predict from"};
+  auto& tokens = batch_.tokens;
+  const auto length = std::int32_t(prompt.size());
+  std::vector<std::int32_t> prompt_blocks;
+  for (std::int32_t b = 0; b < blocks_for(length); ++b)
+    prompt_blocks.push_back(tokens.n_blocks++);
+  const std::int32_t prompt_row = append_rows(tokens, prompt, 0, prompt_blocks);
+  const std::int32_t full = length / kv_block_tokens, tail = full * kv_block_tokens;
+  for (const auto& response : responses) {
+    if (response.empty())
+      continue;
+    // The last response token predicts nothing, so it has no row.
+    const std::vector<std::int32_t> rows(response.begin(), response.end() - 1);
+    std::int32_t first = 0;
+    if (!rows.empty()) {
+      std::vector<std::int32_t> blocks(prompt_blocks.begin(), prompt_blocks.begin() + full);
+      while (std::int32_t(blocks.size()) < blocks_for(std::int64_t(length) + std::int64_t(rows.size())))
+        blocks.push_back(tokens.n_blocks++);
+      for (std::int32_t p = tail; p < length; ++p)
+        tokens.copies.push_back({prompt_row + p, blocks[std::size_t(full)], p - tail});
+      first = append_rows(tokens, rows, length, std::move(blocks));
+    }
+    for (std::size_t i = 0; i < response.size(); ++i) {
+      batch_.target_rows.push_back(i == 0 ? prompt_row + length - 1 : first + std::int32_t(i) - 1);
+      batch_.targets.push_back(response[i]);
+    }
+  }
+}
+
+void batch_builder::add_sequence(const std::vector<std::int32_t>& ids, std::int32_t from) {
+  if (from < 1 || from > std::int32_t(ids.size()))
+    throw error{errc::bad_shape, "batch_builder: from " + std::to_string(from) + " is outside 1.." + std::to_string(ids.size())};
+  if (from == std::int32_t(ids.size()))
+    return;
+  auto& tokens = batch_.tokens;
+  const std::vector<std::int32_t> rows(ids.begin(), ids.end() - 1);
+  std::vector<std::int32_t> blocks;
+  for (std::int32_t b = 0; b < blocks_for(std::int64_t(rows.size())); ++b)
+    blocks.push_back(tokens.n_blocks++);
+  const std::int32_t row = append_rows(tokens, rows, 0, std::move(blocks));
+  for (auto i = std::size_t(from); i < ids.size(); ++i) {
+    batch_.target_rows.push_back(row + std::int32_t(i) - 1);
+    batch_.targets.push_back(ids[i]);
+  }
+}
+
+packed_batch batch_builder::take() { return std::exchange(batch_, {}); }
+
+} // namespace troupe

@@ -1,0 +1,23 @@
+#include "model/compute.hpp"
+#include "core/error.hpp"
+#include "model/kernels/thread_pool.hpp"
+#include <algorithm>
+#include <thread>
+
+namespace troupe {
+
+compute::compute(int threads, isa which) : isa_(which) {
+  if (!supported(which))
+    throw error{errc::bad_usage, "--isa " + std::string(name_of(which)) + ": this processor does not have it; the best here is " +
+                                     std::string(name_of(best_isa()))};
+  if (threads < 0 || threads > 1024)
+    throw error{errc::bad_usage, "--threads " + std::to_string(threads) + ": 1 to 1024, or 0 for one a core"};
+  const int n = threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()));
+  pool_ = std::make_unique<thread_pool>(n);
+}
+
+compute::~compute() = default;
+
+int compute::threads() const { return pool_->size(); }
+
+} // namespace troupe

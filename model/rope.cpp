@@ -1,0 +1,78 @@
+#include "model/rope.hpp"
+#include "model/kernels/elementwise.hpp"
+#include <cmath>
+
+namespace troupe {
+
+namespace {
+
+// e^x: 2^n times the Taylor series of the rest.
+double exp_exact(double x) {
+  const double n = std::nearbyint(x * 1.44269504088896340736);
+  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  double sum = 1;
+  for (int k = 18; k >= 1; --k)
+    sum = 1 + r * sum / k;
+  return std::ldexp(sum, int(n));
+}
+
+} // namespace
+
+void sincos_exact(double x, double* sine, double* cosine) {
+  // Cody-Waite with a three-part pi/2; the parts have 33 bits, so their products with |n| < 2^27 / 1.5 are near exact.
+  const double n = std::nearbyint(x * 0.63661977236758134308);
+  const double r = ((x - n * 1.57079632673412561417e+00) - n * 6.07710050630396597660e-11) - n * 2.02226624879595063154e-21;
+  const double r2 = r * r;
+  double s = 1, c = 1;
+  for (int k = 21; k >= 3; k -= 2)
+    s = 1 - r2 * s / double(k * (k - 1));
+  for (int k = 22; k >= 2; k -= 2)
+    c = 1 - r2 * c / double(k * (k - 1));
+  s *= r;
+  switch (std::int64_t(n) & 3) {
+  case 0: *sine = s, *cosine = c; break;
+  case 1: *sine = c, *cosine = -s; break;
+  case 2: *sine = -s, *cosine = -c; break;
+  default: *sine = -c, *cosine = s; break;
+  }
+}
+
+double pow_exact(double base, double exponent) { return exp_exact(exponent * kernels::log_exact(base)); }
+
+rope_table::rope_table(const rope_config& rope, std::int64_t head_dim) : head_dim_(head_dim) {
+  constexpr double two_pi = 6.28318530717958647693;
+  for (std::int64_t i = 0; i < head_dim / 2; ++i) {
+    auto f = float(1.0 / double(float(pow_exact(rope.theta, double(2 * i) / double(head_dim)))));
+    if (rope.kind == rope_kind::linear)
+      f = float(f / rope.factor);
+    if (rope.kind == rope_kind::llama3) {
+      const double wavelength = two_pi / f, original = double(rope.original_max_position);
+      const double low = original / rope.low_freq_factor, high = original / rope.high_freq_factor;
+      const double smooth = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor);
+      if (wavelength > low)
+        f = float(f / rope.factor);
+      else if (wavelength >= high)
+        f = float((1 - smooth) * f / rope.factor + smooth * f);
+    }
+    inverse_.push_back(f);
+  }
+}
+
+const float* rope_table::upto(std::int64_t last) {
+  const std::int64_t half = head_dim_ / 2;
+  auto have = std::int64_t(table_.size()) / head_dim_;
+  if (last >= have) {
+    const std::int64_t want = std::max<std::int64_t>(last + 1, std::max<std::int64_t>(2 * have, 128));
+    table_.resize(std::size_t(want * head_dim_));
+    for (; have < want; ++have)
+      for (std::int64_t i = 0; i < half; ++i) {
+        double s = 0, c = 0;
+        sincos_exact(double(float(have) * inverse_[std::size_t(i)]), &s, &c);
+        table_[std::size_t(have * head_dim_ + i)] = float(c);
+        table_[std::size_t(have * head_dim_ + half + i)] = float(s);
+      }
+  }
+  return table_.data();
+}
+
+} // namespace troupe
