@@ -1,4 +1,5 @@
 #include "core/error.hpp"
+#include "model/tokenizer/tokenizer.hpp"
 #include "rollout/fake_lm.hpp"
 #include "rollout/generate_all.hpp"
 #include "rollout/generator.hpp"
@@ -253,6 +254,52 @@ TEST(generator, logits_that_are_not_finite_end_the_step_with_an_error) {
   generator g(std::make_shared<fake_lm>(50, 4096, std::nanf("")), nullptr, {.cache_blocks = 4});
   g.add(request(1, {1}, 2, 5));
   EXPECT_THROW(g.step(), error);
+}
+
+// Six tokens; the last two are the bytes of "é".
+std::shared_ptr<const tokenizer> small_tokenizer() {
+  return tokenizer::parse(R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+    "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
+    "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+    "vocab": {"a": 0, "b": 1, "c": 2, "abc": 3, "\u00c3": 4, "\u00a9": 5}, "merges": []}})",
+                          "small");
+}
+
+TEST(generator, stop_strings_end_at_the_token_that_completes_one) {
+  const auto tok = small_tokenizer();
+  const auto generate = [&](std::vector<std::string> stops, std::int64_t n) {
+    generator g(std::make_shared<fake_lm>(6), tok, {.cache_blocks = 64});
+    auto r = request(1, {0}, n, 60);
+    r.params.stop_strings = std::move(stops);
+    g.add(r);
+    return run(g);
+  };
+  const std::int64_t n = 20;
+  const auto whole = generate({}, n); // the same draws, never stopped
+  const std::vector<std::vector<std::string>> cases = {{"ca"},        {"bab", "cc"}, {"\u00e9"},
+                                                       {"bc", "abc"}, {"aabcb"},     {"b\u00e9", "\ufffd\ufffd\ufffd"}};
+  int stopped = 0;
+  for (const auto& stops : cases)
+    for (const auto& [at, o] : generate(stops, n)) {
+      SCOPED_TRACE(stops[0] + " " + std::to_string(at.second));
+      const auto& all = whole.at(at).result.output_ids;
+      std::size_t count = 0, place = std::string::npos;
+      while (count < all.size() && place == std::string::npos) {
+        auto text = tok->decode(std::span(all).first(++count), true);
+        // A character of which bytes are missing may still become another one.
+        if (count < all.size() && all[count - 1] == 4)
+          text.resize(text.size() - 3);
+        for (const auto& s : stops)
+          place = std::min(place, text.find(s));
+      }
+      EXPECT_EQ(o.result.output_ids, std::vector<std::int32_t>(all.begin(), all.begin() + std::ptrdiff_t(count)));
+      EXPECT_EQ(o.text_stop, place);
+      EXPECT_EQ(o.result.finish, place == std::string::npos ? finish_reason::length : finish_reason::stop);
+      stopped += place != std::string::npos;
+    }
+  EXPECT_GT(stopped, 40);
 }
 
 TEST(generate_all, hands_over_in_order_as_soon_as_may_be) {

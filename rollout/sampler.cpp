@@ -31,21 +31,20 @@ bool before(const candidate& a, const candidate& b) { return a.logit > b.logit |
 
 // The largest logit; throws when one is not finite.
 float checked_max(std::span<const float> logits) {
-  std::array<float, lanes> most;
-  std::array<std::int32_t, lanes> bad{};
+  std::array<float, lanes> most, sums{};
   most.fill(-FLT_MAX);
   std::size_t i = 0;
   for (; i + lanes <= logits.size(); i += lanes)
     for (std::size_t j = 0; j < lanes; ++j) {
       const float v = logits[i + j];
-      bad[j] |= !(std::fabs(v) <= FLT_MAX);
+      sums[j] += v * 0.0f; // NaN from here on when v is not finite
       most[j] = v > most[j] ? v : most[j];
     }
   for (; i < logits.size(); ++i) {
-    bad[0] |= !(std::fabs(logits[i]) <= FLT_MAX);
-    most[0] = std::max(most[0], logits[i]);
+    sums[0] += logits[i] * 0.0f;
+    most[0] = logits[i] > most[0] ? logits[i] : most[0];
   }
-  if (std::any_of(bad.begin(), bad.end(), [](std::int32_t b) { return b != 0; }))
+  if (std::any_of(sums.begin(), sums.end(), [](float v) { return v != 0.0f; }))
     refuse_logits(logits);
   return *std::max_element(most.begin(), most.end());
 }
@@ -54,7 +53,7 @@ float checked_max(std::span<const float> logits) {
 class weighted_row {
 public:
   weighted_row(std::span<const float> logits, double temperature)
-      : logits_(logits), max_(checked_max(logits)), temperature_(std::clamp(float(temperature), FLT_MIN, FLT_MAX)) {}
+      : logits_(logits), max_(checked_max(logits)), inverse_(float(1.0 / std::clamp(temperature, 1e-37, 1e37))) {}
 
   std::size_t size() const { return logits_.size(); }
   std::size_t n_blocks() const { return (size() + block_size - 1) / block_size; }
@@ -108,13 +107,7 @@ public:
   std::size_t fill(std::size_t b, std::array<float, block_size>& w) const {
     const float* l = logits_.data() + b * block_size;
     const std::size_t n = std::min(block_size, size() - b * block_size);
-    const float most = max_, t = temperature_;
-    if (n == block_size)
-      for (std::size_t i = 0; i < block_size; ++i)
-        w[i] = exp_nonpositive((l[i] - most) / t);
-    else
-      for (std::size_t i = 0; i < n; ++i)
-        w[i] = exp_nonpositive((l[i] - most) / t);
+    exp_scaled(l, max_, inverse_, w.data(), n);
     if (truncated_)
       for (std::size_t i = 0; i < n; ++i)
         if (before(last_, {l[i], std::int32_t(b * block_size + i)}))
@@ -127,9 +120,9 @@ public:
   }
 
 private:
-  float weight(float logit) const { return exp_nonpositive((logit - max_) / temperature_); }
+  float weight(float logit) const { return exp_nonpositive((logit - max_) * inverse_); }
   std::size_t bucket(float logit) const {
-    return std::size_t(std::min((max_ - logit) / temperature_ * buckets_per_unit, float(n_buckets - 1)));
+    return std::size_t(std::min((max_ - logit) * inverse_ * buckets_per_unit, float(n_buckets - 1)));
   }
   std::vector<candidate> members_of(std::size_t b) const {
     std::vector<candidate> members;
@@ -140,8 +133,8 @@ private:
   }
 
   std::span<const float> logits_;
-  float max_, temperature_;
-  candidate last_; // of what truncation keeps
+  float max_, inverse_; // inverse_: of the temperature
+  candidate last_;      // of what truncation keeps
   bool truncated_ = false;
   double min_weight_ = 0;
 };

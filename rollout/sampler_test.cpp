@@ -76,6 +76,18 @@ TEST(exp_nonpositive, follows_the_exponential) {
   EXPECT_EQ(exp_nonpositive(-std::numeric_limits<float>::infinity()), 0.0f);
 }
 
+TEST(exp_scaled, every_code_path_gives_the_same_bits) {
+  const auto x = random_logits(4099, 2, 60.0f);
+  std::vector<float> fast(x.size()), portable(x.size());
+  for (const float scale : {1.0f, 0.37f, 1e30f}) {
+    exp_scaled(x.data(), 60.0f, scale, fast.data(), x.size());
+    exp_scaled_portable(x.data(), 60.0f, scale, portable.data(), x.size());
+    EXPECT_EQ(fast, portable);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      ASSERT_EQ(fast[i], exp_nonpositive((x[i] - 60.0f) * scale));
+  }
+}
+
 TEST(sampler, greedy_takes_the_lowest_of_equal_ids) {
   sampling_params p;
   p.temperature = 0;
