@@ -1,0 +1,121 @@
+#include "cli/memory.hpp"
+#include "cli/model_tensors.hpp"
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <fstream>
+#include <unistd.h>
+
+namespace troupe {
+namespace {
+
+constexpr std::uint64_t cache_block_tokens = 32;
+constexpr std::uint64_t most_kept_logits = std::uint64_t{1} << 30; // the forward pass computes them again beyond that
+
+struct sizes {
+  std::uint64_t parameters = 0, linear = 0; // elements
+  std::uint64_t element = 4;                // bytes of the compute type
+};
+
+sizes sizes_of(const config& cfg, const model_config& model) {
+  sizes s;
+  s.element = cfg.model.dtype == compute_dtype::bfloat16 ? 2 : 4;
+  for (const auto& tensor : expected_tensors(model)) {
+    s.parameters += tensor.numel();
+    s.linear += tensor.linear ? tensor.numel() : 0;
+  }
+  if (model.tie_word_embeddings)
+    s.linear += std::uint64_t(model.vocab_size) * std::uint64_t(model.layer.hidden);
+  return s;
+}
+
+std::uint64_t ceil_div(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
+
+std::uint64_t cache_bytes(const config& cfg, const model_config& model, std::uint64_t element) {
+  const std::uint64_t longest = std::uint64_t(cfg.data.max_prompt_length + cfg.data.max_response_length);
+  const std::uint64_t samples = std::uint64_t(cfg.data.train_batch_size * cfg.rollout.n);
+  const std::uint64_t sequences = std::min(std::uint64_t(cfg.rollout.max_num_seqs), samples);
+  const std::uint64_t per_token = 2 * std::uint64_t(model.n_layers * model.layer.n_kv_heads * model.layer.head_dim) * element;
+  return sequences * ceil_div(longest, cache_block_tokens) * cache_block_tokens * per_token;
+}
+
+std::uint64_t activation_bytes(const config& cfg, const model_config& model, std::uint64_t element) {
+  const layer_config& l = model.layer;
+  const std::uint64_t prompts = std::uint64_t(cfg.learner.ppo_mini_batch_size);
+  const std::uint64_t in_batch = prompts * std::uint64_t(cfg.data.max_prompt_length + cfg.rollout.n * cfg.data.max_response_length);
+  const std::uint64_t tokens = std::min(std::uint64_t(cfg.learner.ppo_max_token_len), in_batch);
+  // Kept for the backward pass in a layer: two inputs and two norms, q, k, v, the attention's output, gate, up and their product.
+  const std::uint64_t width = std::uint64_t(4 * l.hidden + (2 * l.n_heads + 2 * l.n_kv_heads) * l.head_dim + 3 * l.intermediate);
+  const std::uint64_t targets = std::min(tokens, prompts * std::uint64_t(cfg.rollout.n * cfg.data.max_response_length));
+  const std::uint64_t logits = std::min(targets * std::uint64_t(model.vocab_size) * 4, most_kept_logits);
+  return tokens * width * std::uint64_t(model.n_layers) * element + logits;
+}
+
+std::uint64_t control_group_limit() {
+  std::ifstream file("/sys/fs/cgroup/memory.max");
+  std::uint64_t limit = 0;
+  return file >> limit ? limit : ~std::uint64_t{0}; // "max", or no such file
+}
+
+} // namespace
+
+std::uint64_t rank_memory::total() const {
+  std::uint64_t sum = 0;
+  for (const auto& part : parts)
+    sum += part.bytes;
+  return sum;
+}
+
+std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& model, std::uint64_t n_trainable) {
+  const sizes s = sizes_of(cfg, model);
+  const bool bf16 = s.element == 2;
+  const std::vector<memory_part> policy = {{"weights (compute type)", s.parameters * s.element},
+                                           {"weights laid out for the kernels", s.linear * s.element}};
+  rank_memory learner{"learner 0", {}};
+  learner.parts = {{"master weights (float32)", s.parameters * 4},
+                   {"gradients (float32)", n_trainable * 4},
+                   {"Adam's moments (float32)", n_trainable * 8},
+                   {"weights (compute type)", bf16 ? s.parameters * s.element : 0}, // float32: the masters are they
+                   {"weights laid out for the kernels", 2 * s.linear * s.element},  // forward and backward
+                   {"activations and logits", activation_bytes(cfg, model, s.element)}};
+  if (cfg.learner.use_kl_loss)
+    learner.parts.push_back({"reference model", (s.parameters + s.linear) * s.element});
+  std::vector<rank_memory> ranks = {learner};
+  for (std::int64_t i = 0; i < cfg.rollout.actors; ++i) {
+    rank_memory rollout{"rollout " + std::to_string(i), policy};
+    rollout.parts.push_back({"key/value cache", cache_bytes(cfg, model, s.element)});
+    ranks.push_back(std::move(rollout));
+  }
+  return ranks;
+}
+
+std::uint64_t machine_memory() {
+  const auto pages = ::sysconf(_SC_PHYS_PAGES), page = ::sysconf(_SC_PAGESIZE);
+  return std::min(std::uint64_t(pages) * std::uint64_t(page), control_group_limit());
+}
+
+std::string memory_shortage(const config& cfg, const std::vector<rank_memory>& ranks, std::uint64_t available) {
+  // With processes that are started elsewhere nobody here knows which ranks come to this machine.
+  if (cfg.placement.processes && cfg.placement.local_workers != "all")
+    return "";
+  std::uint64_t needed = 0;
+  for (const auto& rank : ranks)
+    needed += rank.total();
+  if (needed <= available)
+    return "";
+  return "the run needs about " + spelled_bytes(needed) + " of memory and this machine has " + spelled_bytes(available) +
+         "; lower rollout.max_num_seqs, learner.ppo_max_token_len or rollout.actors, or take a smaller model";
+}
+
+std::string spelled_bytes(std::uint64_t bytes) {
+  constexpr std::array<const char*, 5> units = {"B", "KiB", "MiB", "GiB", "TiB"};
+  double value = double(bytes);
+  std::size_t unit = 0;
+  for (; value >= 1024 && unit + 1 < units.size(); ++unit)
+    value /= 1024;
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), unit == 0 ? "%.0f %s" : "%.1f %s", value, units[unit]);
+  return text.data();
+}
+
+} // namespace troupe

@@ -1,0 +1,171 @@
+#include "cli/validate.hpp"
+#include "cli/memory.hpp"
+#include "cli/model_tensors.hpp"
+#include "core/error.hpp"
+#include "experience/reward.hpp"
+#include "model/registry.hpp"
+#include <algorithm>
+#include <array>
+#include <system_error>
+
+namespace fs = std::filesystem;
+
+namespace troupe {
+namespace {
+
+model_config check_model_directory(const fs::path& dir, const std::string& key) {
+  if (!fs::is_directory(dir))
+    throw error(errc::bad_config, key + " = \"" + dir.string() + "\" is not a directory; it must hold a Hugging Face model");
+  model_config model = load_model_config(dir);
+  const auto known = architectures();
+  if (std::find(known.begin(), known.end(), model.architecture) == known.end()) {
+    std::string list;
+    for (const auto& name : known)
+      list += (list.empty() ? "" : ", ") + name;
+    throw error(errc::unsupported,
+                (dir / "config.json").string() + ": architecture " + model.architecture + " is not in this version, which has " + list);
+  }
+  check_tensors(safetensors_reader(dir), model);
+  return model;
+}
+
+void count_parameters(validated_run& run) {
+  std::vector<bool> used(run.cfg.model.trainable.size());
+  for (const auto& tensor : expected_tensors(run.model)) {
+    bool trained = false;
+    for (std::size_t i = 0; i < used.size(); ++i)
+      if (glob_match(run.cfg.model.trainable[i], tensor.name))
+        used[i] = trained = true;
+    run.n_parameters += tensor.numel();
+    run.n_trainable += trained ? tensor.numel() : 0;
+  }
+  for (std::size_t i = 0; i < used.size(); ++i)
+    if (!used[i])
+      throw error(errc::bad_config, "model.trainable: \"" + run.cfg.model.trainable[i] + "\" matches no tensor of " + run.cfg.model.path +
+                                        "; names are like model.layers.0.self_attn.q_proj.weight");
+}
+
+void check_lengths(const validated_run& run) {
+  const std::int64_t longest = run.cfg.data.max_prompt_length + run.cfg.data.max_response_length;
+  if (longest > run.model.max_position_embeddings)
+    throw error(errc::bad_config,
+                "data.max_prompt_length + data.max_response_length = " + std::to_string(longest) +
+                    " is more than the model's max_position_embeddings = " + std::to_string(run.model.max_position_embeddings));
+}
+
+void check_ids(const std::vector<prompt_row>& rows, const validated_run& run, const char* key) {
+  for (const auto& row : rows)
+    for (const auto id : row.ids)
+      if (id < 0 || id >= run.model.vocab_size)
+        throw error(errc::bad_input, std::string(key) + ": row " + std::to_string(row.source) + " holds token " + std::to_string(id) +
+                                         ", and the model's vocabulary has " + std::to_string(run.model.vocab_size) +
+                                         "; tokenizer.json and config.json do not belong together");
+}
+
+void load_rows(validated_run& run, run_purpose purpose) {
+  const data_section& data = run.cfg.data;
+  const auto reward = make_reward(run.cfg.reward);
+  if (purpose == run_purpose::train)
+    run.train_rows = load_prompts(data.train_files, data, *run.tok, run.chat.get(), reward.get());
+  if (!data.val_files.empty())
+    run.val_rows = load_prompts(data.val_files, data, *run.tok, run.chat.get(), reward.get());
+  else if (purpose == run_purpose::eval)
+    throw error(errc::bad_config, "data.val_files is empty; eval needs the rows to validate on");
+  check_ids(run.train_rows, run, "data.train_files");
+  check_ids(run.val_rows, run, "data.val_files");
+}
+
+void resolve_steps(validated_run& run) {
+  const batch_sampler sampler(run.train_rows.size(), std::uint64_t(run.cfg.data.train_batch_size), run.cfg.run.seed, run.cfg.data.shuffle);
+  run.total_steps =
+      run.cfg.run.total_epochs > 0 ? run.cfg.run.total_epochs * std::int64_t(sampler.steps_per_epoch()) : run.cfg.run.total_steps;
+  constexpr std::int64_t limit = 1 << 28;
+  if (run.total_steps >= limit)
+    throw error(errc::bad_config,
+                "run.total_epochs makes " + std::to_string(run.total_steps) + " steps; the limit is " + std::to_string(limit - 1));
+}
+
+void check_reference(const validated_run& run) {
+  if (!run.cfg.learner.use_kl_loss || run.cfg.reference.path.empty())
+    return;
+  const model_config reference = check_model_directory(run.cfg.reference.path, "reference.path");
+  if (reference.vocab_size != run.model.vocab_size)
+    throw error(errc::bad_input, "reference.path: its vocabulary has " + std::to_string(reference.vocab_size) +
+                                     " tokens, the model's has " + std::to_string(run.model.vocab_size) + "; they must be one");
+}
+
+void add_warnings(validated_run& run) {
+  const rollout_section& r = run.cfg.rollout;
+  if (r.top_p < 1 || r.top_k > 0 || r.min_p > 0)
+    run.warnings.push_back("rollout.top_p, top_k or min_p cut the distribution: the policy sampled is then not the one trained");
+  if (run.end_tokens.empty())
+    run.warnings.push_back("the model declares no end token: every sample runs to data.max_response_length");
+  if (run.cfg.run.test_freq > 0 && run.val_rows.empty())
+    run.warnings.push_back("data.val_files is empty: there is no validation");
+  if (const auto lacking = memory_shortage(run.cfg, estimate_memory(run.cfg, run.model, run.n_trainable), machine_memory());
+      !lacking.empty())
+    run.warnings.push_back(lacking);
+}
+
+// Keys that a run may be resumed with other values of.
+bool may_change(const std::string& key) {
+  constexpr std::array<std::string_view, 8> keys = {"run.name",         "run.dir",       "run.resume",    "run.total_steps",
+                                                    "run.total_epochs", "run.save_freq", "run.test_freq", "run.val_before_train"};
+  return std::find(keys.begin(), keys.end(), key) != keys.end() || key.starts_with("placement.");
+}
+
+} // namespace
+
+validated_run validate_run(config cfg, run_purpose purpose) {
+  validated_run run;
+  run.cfg = std::move(cfg);
+  const fs::path dir = run.cfg.model.path;
+  run.model = check_model_directory(dir, "model.path");
+  run.end_tokens = load_eos_token_ids(dir, run.model);
+  count_parameters(run);
+  check_lengths(run);
+  check_reference(run);
+  run.tok = tokenizer::load(dir);
+  run.chat = chat_template::load(dir);
+  load_rows(run, purpose);
+  if (purpose == run_purpose::train)
+    resolve_steps(run);
+  add_warnings(run);
+  return run;
+}
+
+bool check_run_directory(const config& cfg) {
+  const fs::path dir = cfg.run_dir();
+  const bool given_checkpoint = cfg.run.resume != "auto" && cfg.run.resume != "never";
+  if (given_checkpoint) {
+    std::error_code ignored;
+    if (!fs::is_directory(cfg.run.resume))
+      throw error(errc::bad_config, "run.resume = \"" + cfg.run.resume + "\" is neither auto, never nor a checkpoint's directory");
+    if (!fs::equivalent(fs::path(cfg.run.resume) / "..", dir / "checkpoints", ignored))
+      throw error(errc::bad_config, "run.resume = \"" + cfg.run.resume + "\" is not in " + (dir / "checkpoints").string() +
+                                        "; only a run's own checkpoint can be resumed");
+  }
+  if (!fs::exists(dir))
+    return false;
+  if (!fs::is_directory(dir))
+    throw error(errc::bad_config, "run.dir = \"" + dir.string() + "\" is not a directory");
+  const fs::path kept = dir / "config.toml";
+  if (!fs::exists(kept)) {
+    if (fs::is_empty(dir))
+      return false;
+    throw error(errc::bad_config,
+                "run.dir = \"" + dir.string() + "\" holds files and no config.toml: it is no run's directory; name another");
+  }
+  if (cfg.run.resume == "never")
+    throw error(errc::bad_config, "run.dir = \"" + dir.string() + "\" has been used and run.resume = \"never\"; name another or remove it");
+  std::string differing;
+  for (const auto& key : differing_keys(load_config(kept), cfg))
+    if (!may_change(key))
+      differing += (differing.empty() ? "" : ", ") + key;
+  if (!differing.empty())
+    throw error(errc::bad_config, "the run in " + dir.string() + " was started with other values of " + differing +
+                                      "; restore them or name another run.name");
+  return true;
+}
+
+} // namespace troupe
