@@ -22,47 +22,110 @@ struct published {
 };
 
 const published models[] = {
-  {"Llama 2 7B",
-   R"({"architectures":["LlamaForCausalLM"],"bos_token_id":1,"eos_token_id":2,"hidden_act":"silu","hidden_size":4096,"initializer_range":0.02,
+    {"Llama 2 7B",
+     R"({"architectures":["LlamaForCausalLM"],"bos_token_id":1,"eos_token_id":2,"hidden_act":"silu","hidden_size":4096,"initializer_range":0.02,
        "intermediate_size":11008,"max_position_embeddings":4096,"model_type":"llama","num_attention_heads":32,"num_hidden_layers":32,
        "num_key_value_heads":32,"pretraining_tp":1,"rms_norm_eps":1e-05,"rope_scaling":null,"tie_word_embeddings":false,"torch_dtype":"float16",
        "use_cache":true,"vocab_size":32000})",
-   4096, 32, 32, 128, rope_kind::standard, 10000, 1, false, {2}, std::nullopt},
-  {"Llama 3 8B",
-   R"({"architectures":["LlamaForCausalLM"],"attention_bias":false,"attention_dropout":0.0,"bos_token_id":128000,"eos_token_id":128001,
+     4096,
+     32,
+     32,
+     128,
+     rope_kind::standard,
+     10000,
+     1,
+     false,
+     {2},
+     std::nullopt},
+    {"Llama 3 8B",
+     R"({"architectures":["LlamaForCausalLM"],"attention_bias":false,"attention_dropout":0.0,"bos_token_id":128000,"eos_token_id":128001,
        "hidden_act":"silu","hidden_size":4096,"intermediate_size":14336,"max_position_embeddings":8192,"model_type":"llama",
        "num_attention_heads":32,"num_hidden_layers":32,"num_key_value_heads":8,"rms_norm_eps":1e-05,"rope_scaling":null,"rope_theta":500000.0,
        "tie_word_embeddings":false,"torch_dtype":"bfloat16","vocab_size":128256})",
-   4096, 32, 8, 128, rope_kind::standard, 500000, 1, false, {128001}, dtype::bf16},
-  {"Llama 3.1 8B Instruct",
-   R"({"architectures":["LlamaForCausalLM"],"attention_bias":false,"bos_token_id":128000,"eos_token_id":[128001,128008,128009],"hidden_act":"silu",
+     4096,
+     32,
+     8,
+     128,
+     rope_kind::standard,
+     500000,
+     1,
+     false,
+     {128001},
+     dtype::bf16},
+    {"Llama 3.1 8B Instruct",
+     R"({"architectures":["LlamaForCausalLM"],"attention_bias":false,"bos_token_id":128000,"eos_token_id":[128001,128008,128009],"hidden_act":"silu",
        "hidden_size":4096,"intermediate_size":14336,"max_position_embeddings":131072,"mlp_bias":false,"model_type":"llama",
        "num_attention_heads":32,"num_hidden_layers":32,"num_key_value_heads":8,"rms_norm_eps":1e-05,
        "rope_scaling":{"factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},
        "rope_theta":500000.0,"tie_word_embeddings":false,"torch_dtype":"bfloat16","vocab_size":128256})",
-   4096, 32, 8, 128, rope_kind::llama3, 500000, 8, false, {128001, 128008, 128009}, dtype::bf16},
-  {"Llama 3.2 1B",
-   R"({"architectures":["LlamaForCausalLM"],"bos_token_id":128000,"eos_token_id":128001,"head_dim":64,"hidden_act":"silu","hidden_size":2048,
+     4096,
+     32,
+     8,
+     128,
+     rope_kind::llama3,
+     500000,
+     8,
+     false,
+     {128001, 128008, 128009},
+     dtype::bf16},
+    {"Llama 3.2 1B",
+     R"({"architectures":["LlamaForCausalLM"],"bos_token_id":128000,"eos_token_id":128001,"head_dim":64,"hidden_act":"silu","hidden_size":2048,
        "intermediate_size":8192,"max_position_embeddings":131072,"model_type":"llama","num_attention_heads":32,"num_hidden_layers":16,
        "num_key_value_heads":8,"rms_norm_eps":1e-05,
        "rope_scaling":{"factor":32.0,"high_freq_factor":4.0,"low_freq_factor":1.0,"original_max_position_embeddings":8192,"rope_type":"llama3"},
        "rope_theta":500000.0,"tie_word_embeddings":true,"torch_dtype":"bfloat16","vocab_size":128256})",
-   2048, 32, 8, 64, rope_kind::llama3, 500000, 32, true, {128001}, dtype::bf16},
-  {"SmolLM2 135M",
-   R"({"architectures":["LlamaForCausalLM"],"bos_token_id":1,"eos_token_id":2,"hidden_act":"silu","hidden_size":576,"intermediate_size":1536,
+     2048,
+     32,
+     8,
+     64,
+     rope_kind::llama3,
+     500000,
+     32,
+     true,
+     {128001},
+     dtype::bf16},
+    {"SmolLM2 135M",
+     R"({"architectures":["LlamaForCausalLM"],"bos_token_id":1,"eos_token_id":2,"hidden_act":"silu","hidden_size":576,"intermediate_size":1536,
        "is_llama_config":true,"max_position_embeddings":8192,"model_type":"llama","num_attention_heads":9,"num_hidden_layers":30,
        "num_key_value_heads":3,"pad_token_id":2,"pretraining_tp":1,"rms_norm_eps":1e-05,"rope_interleaved":false,"rope_scaling":null,
        "rope_theta":100000,"tie_word_embeddings":true,"torch_dtype":"bfloat16","vocab_size":49152})",
-   576, 9, 3, 64, rope_kind::standard, 100000, 1, true, {2}, dtype::bf16},
-  {"Transformers 5, linear, no key-value heads, heads wider than hidden",
-   R"({"architectures":["LlamaForCausalLM"],"dtype":"float32","head_dim":32,"hidden_act":"silu","hidden_size":64,"intermediate_size":96,
+     576,
+     9,
+     3,
+     64,
+     rope_kind::standard,
+     100000,
+     1,
+     true,
+     {2},
+     dtype::bf16},
+    {"Transformers 5, linear, no key-value heads, heads wider than hidden",
+     R"({"architectures":["LlamaForCausalLM"],"dtype":"float32","head_dim":32,"hidden_act":"silu","hidden_size":64,"intermediate_size":96,
        "model_type":"llama","num_attention_heads":4,"num_hidden_layers":2,"rms_norm_eps":1e-06,"eos_token_id":null,
        "rope_parameters":{"factor":2.0,"rope_theta":20000.0,"rope_type":"linear"},"vocab_size":100})",
-   64, 4, 4, 32, rope_kind::linear, 20000, 2, false, {}, dtype::f32},
-  {"the old word for the type",
-   R"({"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":96,"num_attention_heads":4,"num_hidden_layers":2,
+     64,
+     4,
+     4,
+     32,
+     rope_kind::linear,
+     20000,
+     2,
+     false,
+     {},
+     dtype::f32},
+    {"the old word for the type",
+     R"({"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":96,"num_attention_heads":4,"num_hidden_layers":2,
        "rope_scaling":{"type":"linear","factor":4},"rope_theta":1e6,"vocab_size":100})",
-   64, 4, 4, 16, rope_kind::linear, 1e6, 4, false, {}, std::nullopt},
+     64,
+     4,
+     4,
+     16,
+     rope_kind::linear,
+     1e6,
+     4,
+     false,
+     {},
+     std::nullopt},
 };
 
 TEST(model_config, reads_published_files) {
@@ -85,7 +148,8 @@ TEST(model_config, reads_published_files) {
 
 /// A small valid file with some keys changed; a null value takes the key away.
 std::string changed(const char* patch) {
-  auto json = nlohmann::json::parse(R"({"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":96,"num_attention_heads":4,
+  auto json =
+      nlohmann::json::parse(R"({"architectures":["LlamaForCausalLM"],"hidden_size":64,"intermediate_size":96,"num_attention_heads":4,
                                         "num_key_value_heads":2,"num_hidden_layers":2,"vocab_size":100})");
   json.merge_patch(nlohmann::json::parse(patch));
   return json.dump();
@@ -93,55 +157,61 @@ std::string changed(const char* patch) {
 
 TEST(model_config, names_the_key_of_bad_input) {
   const std::pair<const char*, const char*> rows[] = {
-    {R"({"architectures":null})", "c.json: architectures: is missing"},
-    {R"({"architectures":[]})", "c.json: architectures: must be a list that begins with a name"},
-    {R"({"architectures":"LlamaForCausalLM"})", "c.json: architectures: must be a list that begins with a name"},
-    {R"({"hidden_size":null})", "c.json: hidden_size: is missing"},
-    {R"({"hidden_size":"64"})", "c.json: hidden_size: must be an integer, found \"64\""},
-    {R"({"hidden_size":64.0})", "c.json: hidden_size: must be an integer, found 64.0"},
-    {R"({"hidden_size":0})", "c.json: hidden_size: 0 is out of range 1 to 2147483647"},
-    {R"({"num_hidden_layers":-1})", "c.json: num_hidden_layers: -1 is out of range 1 to 2147483647"},
-    {R"({"vocab_size":18446744073709551615})", "c.json: vocab_size: 18446744073709551615 is out of range 1 to 2147483647"},
-    {R"({"vocab_size":4294967297})", "c.json: vocab_size: 4294967297 is out of range 1 to 2147483647"},
-    {R"({"num_key_value_heads":3})", "c.json: num_key_value_heads: 3 does not divide num_attention_heads = 4"},
-    {R"({"hidden_size":66})", "c.json: num_attention_heads: 4 does not divide hidden_size = 66, and there is no head_dim"},
-    {R"({"head_dim":15})", "c.json: head_dim: 15 is odd; rotary embedding turns pairs"},
-    {R"({"rms_norm_eps":0})", "c.json: rms_norm_eps: 0 must be greater than 0"},
-    {R"({"rms_norm_eps":"1e-5"})", "c.json: rms_norm_eps: must be a number, found \"1e-5\""},
-    {R"({"tie_word_embeddings":1})", "c.json: tie_word_embeddings: must be true or false, found 1"},
-    {R"({"max_position_embeddings":0})", "c.json: max_position_embeddings: 0 is out of range 1 to 2147483647"},
-    {R"({"rope_theta":-1})", "c.json: rope_theta: -1 must be greater than 0"},
-    {R"({"rope_scaling":[]})", "c.json: rope_scaling: must be an object, found []"},
-    {R"({"rope_scaling":{"rope_type":"linear"}})", "c.json: rope_scaling.factor: is missing"},
-    {R"({"rope_parameters":{"rope_type":"linear","factor":0}})", "c.json: rope_parameters.factor: 0 must be greater than 0"},
-    {R"({"rope_scaling":{"rope_type":"llama3","factor":8}})", "c.json: rope_scaling.low_freq_factor: is missing"},
-    {R"({"rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4,"original_max_position_embeddings":8192}})",
-     "c.json: rope_scaling.low_freq_factor: must be less than high_freq_factor"},
-    {R"({"rope_scaling":{"rope_type":7}})", "c.json: rope_scaling.rope_type: must be a string, found 7"},
-    {R"({"eos_token_id":-1})", "c.json: eos_token_id: -1 is out of range 0 to 2147483647"},
-    {R"({"eos_token_id":[1,"2"]})", "c.json: eos_token_id: must be an integer, found \"2\""},
-    {R"({"torch_dtype":1})", "c.json: torch_dtype: must be a string, found 1"},
+      {R"({"architectures":null})", "c.json: architectures: is missing"},
+      {R"({"architectures":[]})", "c.json: architectures: must be a list that begins with a name"},
+      {R"({"architectures":"LlamaForCausalLM"})", "c.json: architectures: must be a list that begins with a name"},
+      {R"({"hidden_size":null})", "c.json: hidden_size: is missing"},
+      {R"({"hidden_size":"64"})", "c.json: hidden_size: must be an integer, found \"64\""},
+      {R"({"hidden_size":64.0})", "c.json: hidden_size: must be an integer, found 64.0"},
+      {R"({"hidden_size":0})", "c.json: hidden_size: 0 is out of range 1 to 2147483647"},
+      {R"({"num_hidden_layers":-1})", "c.json: num_hidden_layers: -1 is out of range 1 to 2147483647"},
+      {R"({"vocab_size":18446744073709551615})", "c.json: vocab_size: 18446744073709551615 is out of range 1 to 2147483647"},
+      {R"({"vocab_size":4294967297})", "c.json: vocab_size: 4294967297 is out of range 1 to 2147483647"},
+      {R"({"num_key_value_heads":3})", "c.json: num_key_value_heads: 3 does not divide num_attention_heads = 4"},
+      {R"({"hidden_size":66})", "c.json: num_attention_heads: 4 does not divide hidden_size = 66, and there is no head_dim"},
+      {R"({"head_dim":15})", "c.json: head_dim: 15 is odd; rotary embedding turns pairs"},
+      {R"({"rms_norm_eps":0})", "c.json: rms_norm_eps: 0 must be greater than 0"},
+      {R"({"rms_norm_eps":"1e-5"})", "c.json: rms_norm_eps: must be a number, found \"1e-5\""},
+      {R"({"tie_word_embeddings":1})", "c.json: tie_word_embeddings: must be true or false, found 1"},
+      {R"({"max_position_embeddings":0})", "c.json: max_position_embeddings: 0 is out of range 1 to 2147483647"},
+      {R"({"rope_theta":-1})", "c.json: rope_theta: -1 must be greater than 0"},
+      {R"({"rope_scaling":[]})", "c.json: rope_scaling: must be an object, found []"},
+      {R"({"rope_scaling":{"rope_type":"linear"}})", "c.json: rope_scaling.factor: is missing"},
+      {R"({"rope_parameters":{"rope_type":"linear","factor":0}})", "c.json: rope_parameters.factor: 0 must be greater than 0"},
+      {R"({"rope_scaling":{"rope_type":"llama3","factor":8}})", "c.json: rope_scaling.low_freq_factor: is missing"},
+      {R"({"rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":4,"high_freq_factor":4,"original_max_position_embeddings":8192}})",
+       "c.json: rope_scaling.low_freq_factor: must be less than high_freq_factor"},
+      {R"({"rope_scaling":{"rope_type":7}})", "c.json: rope_scaling.rope_type: must be a string, found 7"},
+      {R"({"eos_token_id":-1})", "c.json: eos_token_id: -1 is out of range 0 to 2147483647"},
+      {R"({"eos_token_id":[1,"2"]})", "c.json: eos_token_id: must be an integer, found \"2\""},
+      {R"({"torch_dtype":1})", "c.json: torch_dtype: must be a string, found 1"},
   };
   for (const auto& [patch, message] : rows)
     EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
-  EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config("[1]", "c.json"); }), "c.json: a JSON object is wanted, found array");
-  EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config(R"({"a":1,"a":2})", "c.json"); }), "c.json: key \"a\" occurs twice");
-  EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config("", "c.json"); }),
-            "c.json: not JSON: at line 1, column 1: syntax error while parsing value - unexpected end of input; expected '[', '{', or a literal");
+  EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config("[1]", "c.json"); }),
+            "c.json: a JSON object is wanted, found array");
+  EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config(R"({"a":1,"a":2})", "c.json"); }),
+            "c.json: key \"a\" occurs twice");
+  EXPECT_EQ(
+      message_of("/none", errc::bad_input, [&] { parse_model_config("", "c.json"); }),
+      "c.json: not JSON: at line 1, column 1: syntax error while parsing value - unexpected end of input; expected '[', '{', or a literal");
 }
 
 TEST(model_config, names_what_this_version_lacks) {
   const std::pair<const char*, const char*> rows[] = {
-    {R"({"architectures":["MambaForCausalLM"]})", "c.json: architectures[0] = \"MambaForCausalLM\": this version knows LlamaForCausalLM"},
-    {R"({"hidden_act":"gelu"})", "c.json: hidden_act = \"gelu\": this version knows silu"},
-    {R"({"attention_bias":true})", "c.json: attention_bias = true: this version knows false alone"},
-    {R"({"mlp_bias":true})", "c.json: mlp_bias = true: this version knows false alone"},
-    {R"({"attention_dropout":0.1})", "c.json: attention_dropout = 0.1: this version knows 0 alone"},
-    {R"({"partial_rotary_factor":0.5})", "c.json: partial_rotary_factor = 0.500000: this version knows 1 alone"},
-    {R"({"rope_parameters":{"partial_rotary_factor":0.5}})", "c.json: rope_parameters.partial_rotary_factor = 0.500000: this version knows 1 alone"},
-    {R"({"rope_scaling":{"type":"dynamic","factor":2}})", "c.json: rope_scaling.type = \"dynamic\": this version knows default, linear and llama3"},
-    {R"({"rope_parameters":{"rope_type":"yarn"}})", "c.json: rope_parameters.rope_type = \"yarn\": this version knows default, linear and llama3"},
-    {R"({"quantization_config":{"bits":4}})", "c.json: quantization_config = {...}: this version knows unquantised weights alone"},
+      {R"({"architectures":["MambaForCausalLM"]})", "c.json: architectures[0] = \"MambaForCausalLM\": this version knows LlamaForCausalLM"},
+      {R"({"hidden_act":"gelu"})", "c.json: hidden_act = \"gelu\": this version knows silu"},
+      {R"({"attention_bias":true})", "c.json: attention_bias = true: this version knows false alone"},
+      {R"({"mlp_bias":true})", "c.json: mlp_bias = true: this version knows false alone"},
+      {R"({"attention_dropout":0.1})", "c.json: attention_dropout = 0.1: this version knows 0 alone"},
+      {R"({"partial_rotary_factor":0.5})", "c.json: partial_rotary_factor = 0.500000: this version knows 1 alone"},
+      {R"({"rope_parameters":{"partial_rotary_factor":0.5}})",
+       "c.json: rope_parameters.partial_rotary_factor = 0.500000: this version knows 1 alone"},
+      {R"({"rope_scaling":{"type":"dynamic","factor":2}})",
+       "c.json: rope_scaling.type = \"dynamic\": this version knows default, linear and llama3"},
+      {R"({"rope_parameters":{"rope_type":"yarn"}})",
+       "c.json: rope_parameters.rope_type = \"yarn\": this version knows default, linear and llama3"},
+      {R"({"quantization_config":{"bits":4}})", "c.json: quantization_config = {...}: this version knows unquantised weights alone"},
   };
   for (const auto& [patch, message] : rows)
     EXPECT_EQ(message_of("/none", errc::unsupported, [&] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
@@ -156,7 +226,8 @@ void check_same(const model_config& a, const model_config& b) {
   RC_ASSERT(a.layer.n_heads == b.layer.n_heads && a.layer.n_kv_heads == b.layer.n_kv_heads && a.layer.head_dim == b.layer.head_dim);
   RC_ASSERT(a.layer.rms_norm_eps == b.layer.rms_norm_eps);
   RC_ASSERT(r.kind == s.kind && r.theta == s.theta && r.factor == s.factor);
-  RC_ASSERT(r.low_freq_factor == s.low_freq_factor && r.high_freq_factor == s.high_freq_factor && r.original_max_position == s.original_max_position);
+  RC_ASSERT(r.low_freq_factor == s.low_freq_factor && r.high_freq_factor == s.high_freq_factor &&
+            r.original_max_position == s.original_max_position);
   RC_ASSERT(a.tie_word_embeddings == b.tie_word_embeddings && a.max_position_embeddings == b.max_position_embeddings);
   RC_ASSERT(a.bos_token_id == b.bos_token_id && a.eos_token_ids == b.eos_token_ids && a.declared_dtype == b.declared_dtype);
 }
@@ -192,8 +263,11 @@ RC_GTEST_PROP(model_config, reads_back_what_it_wrote, ()) {
 }
 
 TEST(model_config, generation_config_decides_the_end_tokens) {
-  const std::pair<const char*, std::vector<std::int32_t>> rows[] = {
-    {R"({"eos_token_id":7})", {7}}, {R"({"eos_token_id":[7,8]})", {7, 8}}, {R"({"eos_token_id":null})", {2}}, {"{}", {2}}, {R"({"eos_token_id":[]})", {}}};
+  const std::pair<const char*, std::vector<std::int32_t>> rows[] = {{R"({"eos_token_id":7})", {7}},
+                                                                    {R"({"eos_token_id":[7,8]})", {7, 8}},
+                                                                    {R"({"eos_token_id":null})", {2}},
+                                                                    {"{}", {2}},
+                                                                    {R"({"eos_token_id":[]})", {}}};
   model_config cfg;
   cfg.eos_token_ids = {2};
   for (const auto& [text, ids] : rows) {
@@ -206,7 +280,8 @@ TEST(model_config, generation_config_decides_the_end_tokens) {
   dir.put("generation_config.json", R"({"eos_token_id":"</s>"})");
   EXPECT_EQ(message_of(dir.path(), errc::bad_input, [&] { load_eos_token_ids(dir.path(), cfg); }),
             "DIR/generation_config.json: eos_token_id: must be an integer, found \"</s>\"");
-  EXPECT_EQ(message_of(dir.path(), errc::bad_input, [&] { load_model_config(dir.path()); }), "cannot read DIR/config.json: No such file or directory");
+  EXPECT_EQ(message_of(dir.path(), errc::bad_input, [&] { load_model_config(dir.path()); }),
+            "cannot read DIR/config.json: No such file or directory");
 }
 
 } // namespace

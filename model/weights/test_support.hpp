@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <gtest/gtest.h>
 #include <string>
+#include <sys/mman.h>
 #include <unistd.h>
 
 namespace troupe::test {
@@ -36,6 +37,24 @@ public:
 
 private:
   std::filesystem::path path_;
+};
+
+/// A file in memory under a path of its own: thousands of versions of it cost no disk.
+class memory_file {
+public:
+  memory_file() : fd_(::memfd_create("troupe-test", MFD_CLOEXEC)) {}
+  ~memory_file() { ::close(fd_); }
+  memory_file(const memory_file&) = delete;
+  memory_file& operator=(const memory_file&) = delete;
+  std::filesystem::path path() const { return "/proc/self/fd/" + std::to_string(fd_); }
+  std::filesystem::path put(std::string_view bytes) const {
+    EXPECT_EQ(::ftruncate(fd_, 0), 0);
+    EXPECT_EQ(::pwrite(fd_, bytes.data(), bytes.size(), 0), ssize_t(bytes.size()));
+    return path();
+  }
+
+private:
+  int fd_;
 };
 
 /// The message that `call` throws, with `dir` replaced by "DIR"; empty when it does not throw. Checks that it is one line.
