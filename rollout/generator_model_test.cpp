@@ -17,7 +17,7 @@ protected:
       for (std::size_t p = 0; p < 3 + 17 * i; ++p)
         r.prompt_ids.push_back(std::int32_t((11 * i + 5 * p) % std::size_t(model_->config().vocab_size)));
       r.n = 3;
-      r.params.max_tokens = 14;
+      r.params.max_tokens = 30;
       r.params.ignore_eos = true;
       r.key = {.seed = 3, .domain = draw::generate, .index = std::uint32_t(i)};
       out.push_back(std::move(r));
@@ -61,7 +61,7 @@ TEST_P(generator_on_a_model, the_learners_pass_gives_the_same_bits) {
 TEST_P(generator_on_a_model, company_and_preemption_change_no_bit) {
   const auto all = requests();
   const auto want = run({.max_num_seqs = 1, .cache_blocks = 8}, all);
-  const auto got = run({.max_num_seqs = 16, .max_batch_tokens = 50, .cache_blocks = 4}, all);
+  const auto got = run({.max_num_seqs = 16, .max_batch_tokens = 23, .cache_blocks = 7}, all);
   EXPECT_GT(preemptions_, 0);
   ASSERT_EQ(got.size(), want.size());
   for (std::size_t i = 0; i < want.size(); ++i)
@@ -69,8 +69,7 @@ TEST_P(generator_on_a_model, company_and_preemption_change_no_bit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(dtypes_and_threads, generator_on_a_model,
-                         testing::Values(std::pair{dtype::f32, 1}, std::pair{dtype::bf16, 1}, std::pair{dtype::f32, 2},
-                                         std::pair{dtype::bf16, 2}));
+                         testing::Values(std::pair{dtype::f32, 1}, std::pair{dtype::bf16, 1}, std::pair{dtype::bf16, 2}));
 
 } // namespace
 } // namespace troupe
