@@ -30,16 +30,27 @@ std::int64_t required_integer(const gguf_reader& file, const std::string& key) {
   throw error(errc::unsupported, file.path().string() + ": " + what + ": this version knows " + known);
 }
 
+/// How much of frequency i keeps its speed under llama3 scaling: 0 for the slow ones, 1 for the fast ones.
+double llama3_smooth(const rope_config& rope, std::int64_t i, std::int64_t head_dim) {
+  const double wavelength = 2 * std::numbers::pi * std::pow(rope.theta, double(2 * i) / double(head_dim));
+  const double turns = double(rope.original_max_position) / wavelength;
+  return std::clamp((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0);
+}
+
 /// The divisors of llama3 scaling, one a frequency, as llama.cpp's converter stores them in rope_freqs.weight.
 std::vector<float> llama3_factors(const rope_config& rope, std::int64_t head_dim) {
   std::vector<float> factors;
-  for (std::int64_t i = 0; i < head_dim; i += 2) {
-    const double wavelength = 2 * std::numbers::pi * std::pow(rope.theta, double(i) / double(head_dim));
-    const double turns = double(rope.original_max_position) / wavelength;
-    const double smooth = std::clamp((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0);
+  for (std::int64_t i = 0; i < head_dim / 2; ++i) {
+    const double smooth = llama3_smooth(rope, i, head_dim);
     factors.push_back(float(1 / ((1 - smooth) / rope.factor + smooth)));
   }
   return factors;
+}
+
+/// The factor that makes the slowest frequency's divisor, to three decimals; not finite when there is none.
+double llama3_factor_of(const rope_config& rope, float slowest, std::int64_t head_dim) {
+  const double smooth = llama3_smooth(rope, head_dim / 2 - 1, head_dim);
+  return std::round((1 - smooth) / (1 / double(slowest) - smooth) * 1000) / 1000;
 }
 
 /// GGUF keeps the outcome of llama3 scaling only. Its three other numbers are the same in every model so far: recomputed
@@ -48,7 +59,7 @@ rope_config rope_from_factors(const gguf_reader& file, const gguf_tensor& tensor
   std::vector<float> stored(tensor.numel());
   dequantize(tensor.type, tensor.bytes, stored.data());
   rope.kind = rope_kind::llama3;
-  rope.factor = stored.empty() ? 0 : *std::max_element(stored.begin(), stored.end());
+  rope.factor = llama3_factor_of(rope, stored.back(), head_dim);
   const auto wanted = llama3_factors(rope, head_dim);
   const auto agrees = [](float a, float b) { return std::fabs(a - b) <= 1e-3f * std::fabs(b); };
   if (stored.size() != wanted.size() || !std::equal(stored.begin(), stored.end(), wanted.begin(), agrees))
