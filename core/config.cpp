@@ -7,6 +7,14 @@
 #include <optional>
 #include <sstream>
 #include <tuple>
+
+// The parser asserts what some malformed keys break: here that is an exception, in every kind of build.
+namespace troupe {
+struct broken_assumption {};
+[[noreturn]] static void break_parser() { throw broken_assumption{}; }
+} // namespace troupe
+#undef NDEBUG
+#define TOML_ASSERT(expr) ((expr) ? void() : troupe::break_parser())
 #define TOML_HEADER_ONLY 1
 #include <toml++/toml.h>
 
@@ -48,6 +56,26 @@ void check_bounds(std::string_view text, const std::string& where) {
       throw error(errc::bad_config,
                   where + ":" + std::to_string(line) + ": more than " + std::to_string(most_dots) + " dots in a line; no key is that deep");
   }
+}
+
+bool breaks_parser(std::string_view text) {
+  try {
+    (void)toml::parse(text);
+  } catch (const broken_assumption&) {
+    return true;
+  } catch (const toml::parse_error&) { // cut off in the middle, or wrong in a way that the parser reports
+  }
+  return false;
+}
+
+/// The line at which a text breaks the parser's assumptions: the end of the shortest run of lines that does.
+std::size_t breaking_line(std::string_view text) {
+  std::vector<std::size_t> ends;
+  for (std::size_t at = 0; at < text.size() && at != std::string_view::npos; at = text.find('\n', at + 1))
+    ends.push_back(at);
+  ends.push_back(text.size());
+  const auto first = std::partition_point(ends.begin(), ends.end(), [&](std::size_t end) { return !breaks_parser(text.substr(0, end)); });
+  return std::max<std::size_t>(1, std::size_t(first - ends.begin()));
 }
 
 struct problem {
@@ -209,6 +237,8 @@ private:
       root_ = toml::parse(text, name_);
     } catch (const toml::parse_error& e) {
       throw error(errc::bad_config, place(e.source()) + "not TOML: " + printable(e.description()));
+    } catch (const broken_assumption&) {
+      throw error(errc::bad_config, name_ + ":" + std::to_string(breaking_line(text)) + ": not TOML: no key or value begins like this");
     }
   }
 
@@ -242,6 +272,8 @@ private:
     } catch (const toml::parse_error& e) {
       if (!bare)
         throw error(errc::bad_config, where + "not a TOML value: " + printable(e.description()));
+    } catch (const broken_assumption&) {
+      throw error(errc::bad_config, where + "not a TOML value");
     }
     try {
       return toml::parse("value = " + to_toml(config_value(value)));

@@ -56,6 +56,8 @@ private:
 std::string number(double value) {
   if (!std::isfinite(value))
     return "null"; // JSON has no other word for it
+  if (value == 0 && std::signbit(value))
+    return "-0.0"; // "-0" is read as an integer, which has no sign
   std::array<char, 32> text;
   return std::string(text.data(), std::to_chars(text.data(), text.data() + text.size(), value).ptr);
 }
