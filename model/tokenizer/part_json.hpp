@@ -13,7 +13,9 @@ inline std::string brief(const nlohmann::json& value) {
   if (value.is_structured())
     return value.type_name();
   auto text = value.dump();
-  return text.size() <= 80 ? text : text.substr(0, 77) + "...";
+  if (text.size() > 80)
+    text.replace(77, std::string::npos, "...");
+  return text;
 }
 
 inline std::string type_of(const nlohmann::json& part, const std::string& where) {

@@ -119,4 +119,112 @@ std::string lowercase(std::string_view text) {
   return out;
 }
 
+namespace {
+
+bool is_cased(char32_t c) noexcept {
+  const auto k = category(c);
+  return k == UTF8PROC_CATEGORY_LU || k == UTF8PROC_CATEGORY_LL || k == UTF8PROC_CATEGORY_LT;
+}
+
+bool is_case_ignorable(char32_t c) noexcept {
+  const auto k = category(c);
+  return k == UTF8PROC_CATEGORY_MN || k == UTF8PROC_CATEGORY_ME || k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_LM ||
+         k == UTF8PROC_CATEGORY_SK || c == '\'' || c == '.' || c == ':' || c == 0xB7 || c == 0x2019;
+}
+
+// A sigma behind a letter and before none, marks and the like between passed over.
+bool ends_word(std::string_view text, std::size_t begin, std::size_t end) {
+  char32_t c = 0;
+  while (begin > 0 && is_case_ignorable(c = utf8::previous(text, begin)))
+    c = 0;
+  if (!is_cased(c))
+    return false;
+  c = 0;
+  while (end < text.size() && is_case_ignorable(c = utf8::next(text, end)))
+    c = 0;
+  return !is_cased(c);
+}
+
+// Letters whose upper case is more than one character.
+const std::map<char32_t, std::string_view>& long_uppers() {
+  static const std::map<char32_t, std::string_view> all = {
+#include "model/tokenizer/casing_tables.inc"
+  };
+  return all;
+}
+
+} // namespace
+
+std::string lower(std::string_view text) {
+  std::string out;
+  for (std::size_t pos = 0; pos < text.size();) {
+    const std::size_t at = pos;
+    const char32_t c = utf8::next(text, pos);
+    if (c == 0x3A3 && ends_word(text, at, pos))
+      out += "\xCF\x82";
+    else
+      out += lowercase(text.substr(at, pos - at));
+  }
+  return out;
+}
+
+std::string upper(std::string_view text) {
+  std::string out;
+  for (std::size_t pos = 0; pos < text.size();) {
+    const char32_t c = utf8::next(text, pos);
+    if (const auto it = c < 0x80 ? long_uppers().end() : long_uppers().find(c); it != long_uppers().end())
+      out += it->second;
+    else
+      utf8::append(out, static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c))));
+  }
+  return out;
+}
+
+std::string capitalize(std::string_view text) {
+  if (text.empty())
+    return {};
+  std::size_t pos = 0;
+  const char32_t c = utf8::next(text, pos);
+  std::string out;
+  if (long_uppers().contains(c)) {
+    const auto whole = long_uppers().at(c);
+    std::size_t first = 0;
+    utf8::next(whole, first);
+    out = std::string(whole.substr(0, first)) + lower(whole.substr(first));
+  } else {
+    utf8::append(out, static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(c))));
+  }
+  return out + lower(text).substr(lower(text.substr(0, pos)).size());
+}
+
+bool is_letter(char32_t c) noexcept {
+  const auto k = category(c);
+  return is_cased(c) || k == UTF8PROC_CATEGORY_LM || k == UTF8PROC_CATEGORY_LO;
+}
+
+bool is_digit(char32_t c) noexcept {
+  // Nd, and the superscripts and circled digits that Unicode calls digits.
+  static constexpr range digits[] = {{0xB2, 0xB3},     {0xB9, 0xB9},       {0x1369, 0x1371},   {0x19DA, 0x19DA},   {0x2070, 0x2070},
+                                     {0x2074, 0x2079}, {0x2080, 0x2089},   {0x2460, 0x2468},   {0x2474, 0x247C},   {0x2488, 0x2490},
+                                     {0x24EA, 0x24EA}, {0x24F5, 0x24FD},   {0x24FF, 0x24FF},   {0x2776, 0x277E},   {0x2780, 0x2788},
+                                     {0x278A, 0x2792}, {0x10A40, 0x10A43}, {0x10E60, 0x10E68}, {0x11052, 0x1105A}, {0x1F100, 0x1F10A}};
+  return category(c) == UTF8PROC_CATEGORY_ND || within(digits, c);
+}
+
+bool is_printable(char32_t c) noexcept {
+  switch (category(c)) {
+  case UTF8PROC_CATEGORY_CN:
+  case UTF8PROC_CATEGORY_CC:
+  case UTF8PROC_CATEGORY_CF:
+  case UTF8PROC_CATEGORY_CS:
+  case UTF8PROC_CATEGORY_CO:
+  case UTF8PROC_CATEGORY_ZS:
+  case UTF8PROC_CATEGORY_ZL:
+  case UTF8PROC_CATEGORY_ZP:
+    return false;
+  default:
+    return true;
+  }
+}
+
 } // namespace troupe::unicode

@@ -27,4 +27,12 @@ std::string normalize(std::string_view text, form f);
 /// Lower case as Rust's str::to_lowercase without the rule for a final sigma.
 std::string lowercase(std::string_view text);
 
+// As Python's str methods have it.
+std::string lower(std::string_view text);
+std::string upper(std::string_view text);
+std::string capitalize(std::string_view text);
+bool is_letter(char32_t c) noexcept;    // isalpha
+bool is_digit(char32_t c) noexcept;     // isdigit
+bool is_printable(char32_t c) noexcept; // isprintable, the space aside
+
 } // namespace troupe::unicode

@@ -1,0 +1,114 @@
+#include "model/tokenizer/chat_template.hpp"
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include "model/tokenizer/jinja/machine.hpp"
+#include <array>
+
+namespace troupe {
+namespace {
+
+using json = nlohmann::ordered_json;
+
+json read_json(const std::filesystem::path& file) {
+  try {
+    auto root = json::parse(read_file(file));
+    if (root.is_object())
+      return root;
+  } catch (const json::exception& e) {
+    throw error(errc::bad_input, file.string() + ": not JSON: " + e.what());
+  }
+  throw error(errc::bad_input, file.string() + ": must be a JSON object");
+}
+
+// A special token in tokenizer_config.json is its text or an object that holds it.
+json special_tokens(const json& config) {
+  json out = json::object();
+  for (const auto& [key, token] : config.items()) {
+    if (!key.ends_with("_token"))
+      continue;
+    if (token.is_string())
+      out[key] = token;
+    else if (token.is_object() && token.contains("content") && token["content"].is_string())
+      out[key] = token["content"];
+  }
+  return out;
+}
+
+// The template itself, or of several by name the one called "default".
+std::optional<std::string> configured_template(const json& config, const std::string& where) {
+  if (!config.contains("chat_template") || config["chat_template"].is_null())
+    return std::nullopt;
+  const auto& entry = config["chat_template"];
+  if (entry.is_string())
+    return entry.get<std::string>();
+  if (entry.is_array())
+    for (const auto& one : entry)
+      if (one.is_object() && one.value("name", json()) == "default" && one.contains("template") && one["template"].is_string())
+        return one["template"].get<std::string>();
+  throw error(errc::bad_input, where + ": chat_template must be a string, or a list with one named \"default\"");
+}
+
+// Transformers reads a message's reasoning under three names and offers it under two.
+json with_reasoning(const json& message) {
+  static constexpr std::array names = {"reasoning_content", "thinking", "reasoning"};
+  for (const char* name : names) {
+    const auto it = message.find(name);
+    if (it == message.end() || it->is_null())
+      continue;
+    json out = json::object();
+    out["thinking"] = *it;
+    for (const auto& [key, item] : message.items())
+      out[key] = item;
+    out["reasoning_content"] = *it;
+    return out;
+  }
+  return message;
+}
+
+} // namespace
+
+struct chat_template::impl {
+  jinja::program program;
+  json special_tokens;
+};
+
+chat_template::chat_template() = default;
+chat_template::~chat_template() = default;
+
+std::shared_ptr<const chat_template> chat_template::load(const std::filesystem::path& dir) {
+  const auto config_file = dir / "tokenizer_config.json", template_file = dir / "chat_template.jinja";
+  const json config = std::filesystem::exists(config_file) ? read_json(config_file) : json::object();
+  if (std::filesystem::exists(template_file))
+    return parse(read_file(template_file), special_tokens(config), template_file.string());
+  auto source = configured_template(config, config_file.string());
+  return source ? parse(std::move(*source), special_tokens(config), config_file.string() + ": chat_template") : nullptr;
+}
+
+std::shared_ptr<const chat_template> chat_template::parse(std::string source, json special_tokens, const std::string& name) {
+  std::shared_ptr<chat_template> made(new chat_template);
+  made->impl_ = std::make_unique<impl>(impl{jinja::parse(source, name), std::move(special_tokens)});
+  return made;
+}
+
+std::string chat_template::render(const json& messages, bool add_generation_prompt, const json& variables) const {
+  if (!messages.is_array())
+    throw error(errc::bad_input, "messages must be a list of objects with a role");
+  json prepared = json::array();
+  for (const auto& message : messages) {
+    if (!message.is_object())
+      throw error(errc::bad_input, "messages[" + std::to_string(prepared.size()) + "] must be an object");
+    prepared.push_back(with_reasoning(message));
+  }
+  auto top = std::make_shared<jinja::scope>();
+  auto& known = top->variables;
+  for (const auto& [key, item] : impl_->special_tokens.items())
+    known[key] = jinja::value::from_json(item);
+  known["messages"] = jinja::value::from_json(prepared);
+  known["tools"] = known["documents"] = jinja::value::none();
+  known["add_generation_prompt"] = jinja::value::boolean(add_generation_prompt);
+  for (const auto& [key, item] : variables.items())
+    known[key] = jinja::value::from_json(item);
+  return jinja::machine(impl_->program).run(std::move(top));
+}
+
+} // namespace troupe
