@@ -14,14 +14,15 @@ namespace {
 using json = nlohmann::ordered_json;
 
 /// Spells a number for JSON: a float with 9 significant digits (which give its bits back), a double in the shortest form that does.
-void append(std::string& out, float value) {
+/// A reader takes "-0" for the integer 0.
+template <class... Format>
+void append_real(std::string& out, Format... value) {
   char text[32];
-  out.append(text, std::to_chars(text, text + sizeof text, value, std::chars_format::general, 9).ptr);
+  const std::string_view spelt(text, std::size_t(std::to_chars(text, text + sizeof text, value...).ptr - text));
+  out += spelt == "-0" ? "-0.0" : spelt;
 }
-void append(std::string& out, double value) {
-  char text[32];
-  out.append(text, std::to_chars(text, text + sizeof text, value).ptr);
-}
+void append(std::string& out, float value) { append_real(out, value, std::chars_format::general, 9); }
+void append(std::string& out, double value) { append_real(out, value); }
 void append(std::string& out, std::int32_t value) { out += std::to_string(value); }
 void append(std::string& out, const weights_version& version) { out += std::to_string(version.step); }
 

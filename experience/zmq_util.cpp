@@ -1,6 +1,7 @@
 #include "experience/zmq_util.hpp"
 #include "core/error.hpp"
 #include <algorithm>
+#include <cstdlib>
 
 namespace troupe {
 
@@ -16,6 +17,10 @@ std::string bind_any_port(zmq::socket_t& socket, const std::string& host) {
 }
 
 void connect_to(zmq::socket_t& socket, const std::string& endpoint) {
+  // The library takes a port modulo 2^16.
+  const std::string port = endpoint.substr(endpoint.rfind(':') + 1);
+  if (endpoint.starts_with("tcp://") && (port.size() > 5 || std::strtol(port.c_str(), nullptr, 10) > 65535))
+    throw error(errc::bad_input, "cannot connect to \"" + endpoint + "\": a port is at most 65535");
   try {
     socket.set(zmq::sockopt::ipv6, endpoint.find('[') != std::string::npos);
     // A connection that died without a word is noticed, and made anew.

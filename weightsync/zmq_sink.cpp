@@ -62,10 +62,6 @@ public:
   [[noreturn]] void fail(errc code, const std::string& reason) const {
     throw error(code, text_of(version_) + " from " + endpoint_ + ": " + reason);
   }
-  [[noreturn]] void time_out(const std::string& what) const {
-    fail(errc::timeout, std::to_string(deadline_.count()) + " ms passed while waiting for " + what);
-  }
-  bool late() const { return steady_clock::now() >= end_; }
 
 private:
   /// Until an answer can be read.
@@ -73,7 +69,7 @@ private:
     std::array<zmq::pollitem_t, 2> items = {zmq::pollitem_t{socket_.handle(), 0, ZMQ_POLLIN, 0},
                                             zmq::pollitem_t{events_.handle(), 0, ZMQ_POLLIN, 0}};
     if (!poll_until(items, end_))
-      time_out(what);
+      fail(errc::timeout, std::to_string(deadline_.count()) + " ms passed while waiting for " + what);
     if (!items[0].revents)
       fail(errc::peer_lost, "the connection ended, or nobody listens there, while waiting for " + what);
   }
@@ -114,10 +110,10 @@ void check_manifest(const session& s, const manifest& m, causal_lm& model) {
 
 /// Waits for the version to be published.
 manifest fetch_manifest(session& s, weights_version version) {
-  for (;;) {
+  for (std::string what = "the manifest";;) {
     std::optional<weights_version> has;
     s.ask(manifest_entry_number, 0);
-    if (const auto bytes = s.hear(manifest_entry_number, 0, "the manifest", has)) {
+    if (const auto bytes = s.hear(manifest_entry_number, 0, what, has)) {
       manifest m = unpack_manifest(view(*bytes));
       if (m.version != version)
         s.fail(errc::bad_input, "the manifest is of " + text_of(m.version));
@@ -125,8 +121,7 @@ manifest fetch_manifest(session& s, weights_version version) {
     }
     if (has && *has > version)
       s.fail(errc::peer_lost, "the source has moved on to " + text_of(*has));
-    if (s.late())
-      s.time_out("its publication; " + published_text(has));
+    what = "its publication; " + published_text(has);
     std::this_thread::sleep_for(milliseconds(5));
   }
 }
@@ -173,7 +168,7 @@ class zmq_sink final : public weights_sink {
 public:
   zmq_sink(std::string endpoint, std::shared_ptr<causal_lm> model, std::string secret)
       : endpoint_(std::move(endpoint)), model_(std::move(model)), secret_(std::move(secret)) {
-    zmq::context_t context(0);
+    zmq::context_t context(1);
     zmq::socket_t probe(context, zmq::socket_type::dealer);
     probe.set(zmq::sockopt::linger, 0);
     connect_to(probe, endpoint_); // a malformed endpoint is refused here
