@@ -50,7 +50,7 @@ def main():
             output_dir=scratch, use_cpu=True, bf16=True, max_steps=args.steps, learning_rate=1e-5, lr_scheduler_type="constant", beta=0.0,
             num_generations=SAMPLES, per_device_train_batch_size=args.micro_batch,
             gradient_accumulation_steps=PROMPTS * SAMPLES // args.micro_batch, max_completion_length=NEW, temperature=1.0,
-            max_grad_norm=1.0, weight_decay=0.0, save_strategy="no", report_to=[], logging_steps=1, seed=1)
+            max_grad_norm=1.0, weight_decay=0.0, gradient_checkpointing=False, save_strategy="no", report_to=[], logging_steps=1, seed=1)
         trainer = GRPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32), args=config, reward_funcs=last_number,
             train_dataset=load_dataset("json", data_files=args.data, split="train", cache_dir=scratch),
