@@ -90,10 +90,14 @@ added_tokens::added_tokens(const nlohmann::json& entries, const bpe& model, cons
     if (token.content.empty())
       continue;
     const auto id = ids_.find(token.content)->second;
-    if (token.normalized)
-      normalized_.add(normal != nullptr ? normal->apply(token.content) : token.content, id);
-    else
+    if (token.normalized) {
+      // From here on the package knows the token by its normalized text, also in decoding.
+      auto content = normal != nullptr ? normal->apply(token.content) : token.content;
+      normalized_.add(content, id);
+      tokens_[id].content = std::move(content);
+    } else {
       raw_.add(token.content, id);
+    }
   }
 }
 

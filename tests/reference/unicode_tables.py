@@ -42,10 +42,10 @@ class Property(ctypes.Structure):
 
 
 def unknown_marks():
-    """Characters with a combining class in utf8proc that the package's NFC leaves where they are."""
+    """Characters with a combining class or a composition in utf8proc that the package's NFC leaves as they are."""
     lib = ctypes.CDLL("libutf8proc.so.2")
     lib.utf8proc_get_property.restype = ctypes.POINTER(Property)
-    nfc = normalizers.NFC()
+    nfc, nfd = normalizers.NFC(), normalizers.NFD()
     found = set()
     for c in POINTS:
         rank = lib.utf8proc_get_property(ctypes.c_int32(c)).contents.combining_class
@@ -55,6 +55,9 @@ def unknown_marks():
             text = "q" + before + chr(c) + after
             if nfc.normalize_str(text) == text:
                 found.add(c)
+        parts = unicodedata.normalize("NFD", chr(c))
+        if parts != chr(c) and nfd.normalize_str(chr(c)) == chr(c):
+            found.update([c, *map(ord, parts[1:])])
     return found
 
 
