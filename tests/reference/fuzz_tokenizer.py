@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares `troupe tokenize` with the `tokenizers` package on random text and random ids; exit 1 at the first difference.
 
-  fuzz_tokenizer.py --troupe build/cpu/troupe --model DIR [--count 20000] [--seed 0]
+  fuzz_tokenizer.py [--troupe build/cpu/troupe] [--model models/smollm2-135m] [--count 20000] [--seed 0]
 """
 import argparse
 import json
@@ -34,8 +34,8 @@ def compare(kind, asked, ours, theirs):
 
 def main():
     args = argparse.ArgumentParser(description=__doc__)
-    args.add_argument("--troupe", required=True)
-    args.add_argument("--model", required=True)
+    args.add_argument("--troupe", default="build/cpu/troupe")
+    args.add_argument("--model", default="models/smollm2-135m")
     args.add_argument("--count", type=int, default=20000)
     args.add_argument("--seed", type=int, default=0)
     args = args.parse_args()
