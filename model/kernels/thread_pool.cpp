@@ -43,7 +43,8 @@ void thread_pool::work(int t) {
     if (stop_)
       return;
     call(task_, argument_, t);
-    left_.fetch_sub(1, std::memory_order_release);
+    if (left_.fetch_sub(1, std::memory_order_release) == 1)
+      left_.notify_one();
   }
 }
 
@@ -56,10 +57,13 @@ void thread_pool::start(task f, void* arg) {
     generation_.notify_all();
   }
   call(f, arg, 0);
-  // Workers may have to share a core with another process: give way instead of burning its time.
-  for (int spins = 0; size_ > 1 && left_.load(std::memory_order_acquire) != 0; ++spins) {
-    if (spins > 20000)
-      std::this_thread::yield();
+  // Workers may have to share a core with another process: sleep rather than burn its time.
+  for (int spins = 0; size_ > 1; ++spins) {
+    const std::uint32_t left = left_.load(std::memory_order_acquire);
+    if (left == 0)
+      return;
+    if (spins > 4000)
+      left_.wait(left);
     else
       _mm_pause();
   }
