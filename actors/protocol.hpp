@@ -12,8 +12,10 @@ namespace troupe {
 // Every message, every interface and every type id of the control plane. Tokens, texts and weights travel elsewhere: no
 // message here passes 64 KiB. A change of any field changes `protocol_hash`, which `join_request` carries.
 
-enum class worker_role : std::uint8_t { rollout, learner };
-constexpr const char* name_of(worker_role r) noexcept { return r == worker_role::rollout ? "rollout" : "learner"; }
+enum class worker_role : std::uint8_t { rollout, learner, reward };
+constexpr const char* name_of(worker_role r) noexcept {
+  return r == worker_role::rollout ? "rollout" : r == worker_role::learner ? "learner" : "reward";
+}
 
 /// A program asks to take part. Everything but pid, host and isa must equal the run's own values.
 struct join_request {
