@@ -1,4 +1,5 @@
 #include "actors/coordinator.hpp"
+#include <algorithm>
 #include <chrono>
 
 namespace troupe {
@@ -78,6 +79,7 @@ void coordinator_state::lose(worker_id id, const std::string& why) {
   const worker_info info = it->second.info;
   self->demonitor(it->second.handle->address());
   members.erase(it);
+  lost_pids.insert(info.pid);
   setup->host->end_process(info.pid);
   if (info.role == worker_role::rollout) {
     run->rollout_lost(id, title(info) + ' ' + why, now());
@@ -101,20 +103,19 @@ void coordinator_state::down(const caf::actor_addr& source, const std::string& r
 }
 
 void coordinator_state::failed(const worker_failed& failure) {
-  const worker_info info{failure.role, failure.rank, failure.host, 0, ""};
-  run->fail(error(errc(failure.code),
-                  std::string(name_of(info.role)) + ' ' + std::to_string(info.rank) + " on " + info.host + ": " + failure.text));
+  const std::string who = std::string(name_of(failure.role)) + ' ' + std::to_string(failure.rank) + " on " + failure.host + ": ";
+  run->fail(error(errc(failure.code), failure.role == worker_role::reward ? failure.text : who + failure.text));
   act();
 }
 
 void coordinator_state::exited(const worker_exited& exit) {
   reserved.erase(exit.pid);
-  for (const auto& [id, m] : members) {
-    if (m.info.pid == exit.pid) {
-      lose(id, exit.how);
-      break;
-    }
-  }
+  const auto it = std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.second.info.pid == exit.pid; });
+  if (it != members.end())
+    lose(it->first, exit.how);
+  else if (lost_pids.erase(exit.pid) == 0)
+    run->worker_failed_to_join("worker process " + std::to_string(exit.pid) + ' ' + exit.how + " before it joined (its output is in log.txt)",
+                               now());
   act();
 }
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 namespace troupe {
@@ -47,6 +48,8 @@ struct coordinator_state {
   worker_id last_id = 0;
   std::map<worker_id, member> members;
   std::map<std::int64_t, reservation> reserved; // by pid: a role was given, the worker is not there yet
+
+  std::set<std::int64_t> lost_pids;              // of members that were lost; their exit is no news
 
   time_point now() const { return self->clock().now(); }
   caf::result<join_answer> join(const join_request& request);

@@ -91,6 +91,11 @@ public:
   void start(time_point now);
   void rollout_joined(worker_id id, time_point now);
   void rollout_lost(worker_id id, const std::string& why, time_point now);
+  /// A process ended before it took a role.
+  void worker_failed_to_join(const std::string& why, time_point now) {
+    if (!finished())
+      died(why, now);
+  }
   void learner_joined(time_point now);
   void learner_lost(const std::string& why, time_point now);
   void restored(const learner_restored& answer, time_point now);

@@ -1,0 +1,341 @@
+#include "actors/run.hpp"
+#include "actors/coordinator.hpp"
+#include "actors/parts.hpp"
+#include "actors/reward.hpp"
+#include "actors/secret.hpp"
+#include "actors/supervisor.hpp"
+#include "actors/system.hpp"
+#include "actors/weight_sync.hpp"
+#include "experience/channel.hpp"
+#include <caf/io/all.hpp>
+#include <algorithm>
+#include <charconv>
+#include <condition_variable>
+#include <csignal>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <unistd.h>
+
+namespace troupe {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr auto send_deadline = 60s;
+constexpr int experience_credits = 64;
+
+/// What the coordinator says, for the main thread; results go straight to `outputs`.
+class control : public run_host {
+public:
+  struct events {
+    std::vector<std::int64_t> to_end;
+    std::optional<error> end;
+    bool over = false;
+  };
+
+  explicit control(run_outputs& outputs) : outputs_(outputs) {}
+  void begin(std::uint32_t step) override { outputs_.begin(step); }
+  void record(std::uint32_t step, const metric_map& metrics) override { outputs_.record(step, metrics); }
+  void progress(std::uint32_t step, bool validation, std::uint32_t done, std::uint32_t wanted) override {
+    outputs_.progress(step, validation, done, wanted);
+  }
+  void log(const std::string& line) override { outputs_.log(line); }
+  void end_process(std::int64_t pid) override {
+    notify([&] { events_.to_end.push_back(pid); });
+  }
+  void ended(errc code, const std::string& text) override {
+    notify([&] {
+      events_.over = true;
+      if (code != errc{})
+        events_.end = error(code, text);
+    });
+  }
+  events wait(std::chrono::milliseconds at_most) {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, at_most, [&] { return events_.over || !events_.to_end.empty(); });
+    events out = events_;
+    events_.to_end.clear();
+    return out;
+  }
+
+private:
+  template <class F> void notify(F change) {
+    const std::lock_guard lock(mutex_);
+    change();
+    changed_.notify_all();
+  }
+
+  run_outputs& outputs_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  events events_;
+};
+
+/// SIGINT and SIGTERM, held back from every thread made after it and asked for by one.
+class held_signals {
+public:
+  held_signals() {
+    sigemptyset(&set_);
+    sigaddset(&set_, SIGINT);
+    sigaddset(&set_, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &set_, &before_);
+  }
+  ~held_signals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  held_signals(const held_signals&) = delete;
+  held_signals& operator=(const held_signals&) = delete;
+  /// 0: none came.
+  int take() const {
+    const timespec now{};
+    return std::max(0, sigtimedwait(&set_, nullptr, &now));
+  }
+
+private:
+  sigset_t set_, before_;
+};
+
+/// Ends the actors that a run made, however it ends.
+struct actor_guard {
+  std::vector<caf::actor> actors;
+  ~actor_guard() {
+    for (const auto& a : actors)
+      caf::anon_send_exit(a, caf::exit_reason::user_shutdown);
+  }
+  template <class Handle> const Handle& keep(const Handle& h) {
+    actors.push_back(caf::actor_cast<caf::actor>(h));
+    return h;
+  }
+};
+
+std::size_t credits_of(const config& cfg) {
+  const bool validates = !cfg.data.val_files.empty();
+  const std::int64_t n = validates ? std::min(cfg.rollout.n, cfg.validation.n) : cfg.rollout.n;
+  return std::size_t(std::max<std::int64_t>(1, cfg.rollout.max_num_seqs / n));
+}
+
+run_plan make_plan(const run_inputs& in) {
+  const config& c = in.cfg;
+  run_plan p;
+  p.total_steps = std::uint32_t(in.total_steps);
+  p.save_freq = std::uint32_t(c.run.save_freq);
+  p.test_freq = std::uint32_t(c.run.test_freq);
+  p.val_before_train = c.run.val_before_train;
+  p.batch_size = std::uint32_t(c.data.train_batch_size);
+  p.validation_size = std::uint32_t(in.val_rows.size());
+  p.validation_n = std::size_t(c.validation.n);
+  p.max_response_length = c.data.max_response_length;
+  p.rollouts = std::size_t(c.rollout.actors);
+  p.credits = credits_of(c);
+  p.restarts = c.placement.processes;
+  p.resume_only = in.resume_only;
+  return p;
+}
+
+/// The configuration as workers get it: nothing left to resolve.
+config for_workers(const run_inputs& in) {
+  config c = in.cfg;
+  c.run.total_steps = in.total_steps;
+  c.run.total_epochs = 0;
+  c.run.dir = std::filesystem::absolute(in.cfg.run_dir()).string();
+  c.model.path = std::filesystem::absolute(c.model.path).string();
+  if (!c.reference.path.empty())
+    c.reference.path = std::filesystem::absolute(c.reference.path).string();
+  return c;
+}
+
+join_answer make_welcome(const run_inputs& in) {
+  join_answer out;
+  out.config_toml = to_toml(for_workers(in));
+  model_config model = in.model;
+  model.eos_token_ids = in.end_tokens;
+  out.model_config_json = to_config_json(model, compute_type(in.cfg));
+  return out;
+}
+
+/// The inputs of the actors of this process.
+struct central_parts {
+  std::shared_ptr<control> host;
+  std::shared_ptr<reward_setup> reward = std::make_shared<reward_setup>();
+  coordinator_setup coordinator;
+
+  central_parts(const run_inputs& in, run_outputs& outputs) : host(std::make_shared<control>(outputs)) {
+    const auto data = std::make_shared<run_data>(in.cfg, in.train_rows, in.val_rows);
+    reward->cfg = in.cfg;
+    reward->data = data;
+    reward->tok = in.tok;
+    reward->function = make_reward(in.cfg.reward);
+    reward->run_dir = in.cfg.run_dir();
+    reward->groups = std::make_shared<inbox<trajectory_group>>();
+    coordinator.plan = make_plan(in);
+    coordinator.data = data;
+    coordinator.host = host;
+    coordinator.welcome = make_welcome(in);
+  }
+  coordinator_actor spawn(caf::actor_system& sys) {
+    coordinator.make_reward = [&sys, setup = reward](const coordinator_actor& c) {
+      return sys.spawn<caf::detached>(troupe::reward, setup, c);
+    };
+    coordinator.make_weight_sync = [&sys](const coordinator_actor& c) { return sys.spawn(weight_sync, c); };
+    return sys.spawn(troupe::coordinator, coordinator);
+  }
+};
+
+/// Waits for the end of the run: takes signals, ends and replaces workers. `workers` is null in one process.
+void watch(control& host, const coordinator_actor& coordinator, const held_signals& signals, supervisor* workers) {
+  int stops = 0;
+  for (;;) {
+    const auto events = host.wait(50ms);
+    if (const int signal = signals.take(); signal != 0) {
+      if (++stops > 1) {
+        if (workers != nullptr)
+          workers->finish(0);
+        std::fprintf(stderr, "troupe: stopped at once by a second signal; the step under way is lost\n");
+        std::_Exit(1);
+      }
+      host.log("signal " + std::to_string(signal) + ": the step under way ends, then the run stops");
+      caf::anon_send(coordinator, stop_run{std::uint32_t(signal)});
+    }
+    if (workers != nullptr) {
+      for (const auto pid : events.to_end)
+        workers->end(pid);
+      for (const auto& e : workers->reap()) {
+        caf::anon_send(coordinator, worker_exited{e.pid, e.how});
+        if (!events.over)
+          workers->start();
+      }
+    }
+    if (!events.over)
+      continue;
+    if (workers != nullptr)
+      workers->finish(10);
+    if (events.end)
+      throw *events.end;
+    return;
+  }
+}
+
+void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
+  const held_signals signals;
+  compute where(in.threads, in.which);
+  const auto model = load_policy(in.cfg, where);
+  const auto reference = load_reference(in.cfg, where);
+  central_parts parts(in, outputs);
+  const std::shared_ptr<weights_source> source = make_shared_source(model);
+  const auto batches = std::make_shared<inbox<std::vector<scored_group>>>();
+  parts.reward->deliver = [batches](const std::string&, std::vector<scored_group> groups) { batches->push(std::move(groups)); };
+  const auto learning =
+    std::make_shared<learner_setup>(learner_setup{in.cfg, in.total_steps, in.cfg.run_dir(), model, reference, &where, source, batches});
+  const auto rolling = std::make_shared<rollout_setup>();
+  rolling->cfg = in.cfg;
+  rolling->end_tokens = in.end_tokens;
+  rolling->model = model;
+  rolling->options = make_generator_options(in.cfg, in.model, in.end_tokens, where);
+  rolling->make_sink = [source, model](const std::string&) { return make_shared_sink(*source, model); };
+  rolling->outlet = [groups = parts.reward->groups](trajectory_group g) { groups->push(std::move(g)); };
+
+  system_config settings(false);
+  caf::actor_system sys{settings};
+  actor_guard guard;
+  const auto coordinator = guard.keep(parts.spawn(sys));
+  worker_info info{worker_role::learner, 0, host_name(), getpid(), ""};
+  const auto learner = guard.keep(sys.spawn<caf::detached>(learner_worker, learning));
+  caf::anon_send(coordinator, info, learner);
+  info.role = worker_role::rollout;
+  const auto roller = guard.keep(sys.spawn<caf::detached>(rollout, rolling, info, coordinator));
+  caf::anon_send(coordinator, info, roller);
+  watch(*parts.host, coordinator, signals, nullptr);
+}
+
+std::size_t local_workers(const config& cfg) {
+  const std::string& text = cfg.placement.local_workers;
+  std::size_t n = 0;
+  if (text == "all" || std::from_chars(text.data(), text.data() + text.size(), n).ec != std::errc{})
+    return std::size_t(cfg.rollout.actors) + 1;
+  return n;
+}
+
+std::uint16_t open_door(caf::actor_system& sys, const door_actor& door, const std::string& listen) {
+  const auto [host, port] = parse_address(listen, "placement.listen");
+  const auto got = sys.middleman().publish(door, port, host == "localhost" ? "127.0.0.1" : host.c_str(), true);
+  if (!got)
+    throw error(errc::bad_config, "placement.listen: port " + std::to_string(port) + " of " + host +
+                                    " cannot be listened on, it is in use or not allowed; name another, or 0 for any");
+  return *got;
+}
+
+void run_in_processes(const run_inputs& in, run_outputs& outputs) {
+  const held_signals signals;
+  central_parts parts(in, outputs);
+  const std::string secret = make_secret();
+  std::map<std::string, std::unique_ptr<experience_sender>> senders; // the reward's, by the learner's endpoint
+  parts.reward->deliver = [&senders, &secret](const std::string& endpoint, const std::vector<scored_group>& groups) {
+    if (senders.count(endpoint) == 0) {
+      senders.clear(); // an older learner's
+      senders[endpoint] = connect_experience(endpoint, secret);
+    }
+    senders[endpoint]->send(pack_scored(groups), send_deadline);
+    senders[endpoint]->flush(send_deadline);
+  };
+  system_config settings(true);
+  caf::actor_system sys{settings};
+  const auto groups = parts.reward->groups;
+  const auto receiver = listen_experience("127.0.0.1", secret, experience_credits, [groups, &outputs](const std::string& bytes) {
+    try {
+      groups->push(unpack_group(bytes));
+    } catch (const error& e) { // a peer's fault must not end this process
+      outputs.log(std::string("a message on the experience channel is dropped: ") + e.what());
+    }
+  });
+  parts.coordinator.welcome.experience_endpoint = receiver->endpoint();
+  actor_guard guard;
+  const auto coordinator = guard.keep(parts.spawn(sys));
+  const auto entrance = guard.keep(sys.spawn(door, coordinator, secret));
+  const std::uint16_t port = open_door(sys, entrance, in.cfg.placement.listen);
+  const secret_file kept(port, secret);
+  const std::string address = parse_address(in.cfg.placement.listen, "placement.listen").first + ':' + std::to_string(port);
+  outputs.log("workers join with: troupe worker --join " + address);
+  std::vector<std::string> arguments = {"worker", "--join", address, "--isa", std::string(name_of(in.which))};
+  if (in.threads > 0)
+    arguments.insert(arguments.end(), {"--threads", std::to_string(in.threads)});
+  supervisor workers(arguments, {"TROUPE_SECRET=" + secret, "TROUPE_PARENT=" + std::to_string(getpid())},
+                     (in.cfg.run_dir() / "log.txt").string());
+  for (std::size_t i = 0; i < local_workers(in.cfg); ++i)
+    workers.start();
+  watch(*parts.host, coordinator, signals, &workers);
+}
+
+} // namespace
+
+void check_placement(const config& cfg) {
+  const std::string& channel = cfg.weightsync.channel;
+  const bool processes = cfg.placement.processes;
+  if (processes && channel == "shared")
+    throw error(errc::bad_config, "weightsync.channel = \"shared\" needs one process; with placement.processes = true use \"auto\" or \"zmq\"");
+  if (!processes && channel == "zmq")
+    throw error(errc::bad_config, "weightsync.channel = \"zmq\" needs placement.processes = true; in one process use \"auto\" or \"shared\"");
+  if (channel == "nccl")
+    throw error(errc::unsupported, "weightsync.channel = \"nccl\": this version can do auto, shared and zmq");
+  if (!processes && cfg.rollout.actors > 1)
+    throw error(errc::bad_config, "rollout.actors = " + std::to_string(cfg.rollout.actors) +
+                                    " needs placement.processes = true; one process has one rollout");
+  if (!processes)
+    return;
+  const auto [host, port] = parse_address(cfg.placement.listen, "placement.listen");
+  if (!is_loopback(host))
+    throw error(errc::unsupported, "placement.listen = \"" + cfg.placement.listen +
+                                     "\": listening off loopback needs certificates, this version cannot; use 127.0.0.1:PORT");
+  constexpr std::int64_t longest = 15000; // tokens: a prompt is one control message, and those stay under 64 KiB
+  if (cfg.data.max_prompt_length > longest)
+    throw error(errc::unsupported, "data.max_prompt_length = " + std::to_string(cfg.data.max_prompt_length) +
+                                     ": with placement.processes = true this version can do prompts up to " + std::to_string(longest) +
+                                     " tokens");
+}
+
+void run_training(const run_inputs& inputs, run_outputs& outputs) {
+  if (inputs.cfg.placement.processes)
+    run_in_processes(inputs, outputs);
+  else
+    run_in_one_process(inputs, outputs);
+}
+
+} // namespace troupe

@@ -1,0 +1,38 @@
+#include "actors/system.hpp"
+#include <caf/io/all.hpp>
+#include <charconv>
+#include <chrono>
+#include <unistd.h>
+
+namespace troupe {
+
+system_config::system_config(bool network) {
+  add_message_types<caf::id_block::troupe>();
+  set("scheduler.max-threads", std::size_t{2});
+  if (!network)
+    return;
+  load<caf::io::middleman>();
+  set("middleman.heartbeat-interval", caf::timespan(std::chrono::seconds(1)));
+  set("middleman.connection-timeout", caf::timespan(std::chrono::seconds(3)));
+}
+
+std::pair<std::string, std::uint16_t> parse_address(const std::string& text, const std::string& what) {
+  const auto colon = text.rfind(':');
+  std::uint16_t port = 0;
+  const char* end = text.data() + text.size();
+  const bool good = colon != std::string::npos && colon > 0 && colon + 1 < text.size() &&
+                    std::from_chars(text.data() + colon + 1, end, port).ptr == end &&
+                    std::from_chars(text.data() + colon + 1, end, port).ec == std::errc{};
+  if (!good)
+    throw error(errc::bad_usage, what + ": \"" + text + "\" is not HOST:PORT with a port from 0 to 65535");
+  return {text.substr(0, colon), port};
+}
+
+bool is_loopback(const std::string& host) { return host == "localhost" || host.rfind("127.", 0) == 0; }
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 ? name : "this machine";
+}
+
+} // namespace troupe
