@@ -67,7 +67,9 @@ struct work {
   std::unique_ptr<experience_receiver> receiver;
 };
 
-work begin_learning(caf::actor_system& sys, const invitation& in, const config& cfg, worker_info info, compute& where, const std::string& secret) {
+work begin_learning(caf::actor_system& sys, const invitation& in, const config& cfg, const worker_info& who, compute& where,
+                    const std::string& secret) {
+  worker_info info = who;
   const auto setup = std::make_shared<learner_setup>();
   setup->cfg = cfg;
   setup->total_steps = cfg.run.total_steps;
@@ -147,7 +149,7 @@ int run_worker(const worker_options& options) {
   const worker_info info{in.welcome.role, in.welcome.rank, host_name(), getpid(), ""};
   try {
     compute where(options.threads, options.which);
-    const auto begin = info.role == worker_role::learner ? begin_learning : begin_rolling;
+    const auto begin = info.role == worker_role::learner ? &begin_learning : &begin_rolling;
     const work mine = begin(sys, in, cfg, info, where, secret);
     const int code = wait_for_end(self, in, mine);
     std::fflush(nullptr);

@@ -1,0 +1,145 @@
+#include "actors/run.hpp"
+#include "cli/command.hpp"
+#include "cli/memory.hpp"
+#include "cli/progress.hpp"
+#include "cli/report.hpp"
+#include "cli/validate.hpp"
+#include "core/error.hpp"
+#include "core/files.hpp"
+#include "learner/checkpoint.hpp"
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+namespace troupe {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct train_options {
+  std::string file, resume, device, isa_name;
+  std::vector<std::string> overrides;
+  int threads = 0;
+};
+
+/// The run's directory, made if need be and held against a second `train` while this lives; the system lets go with the process.
+class run_lock {
+public:
+  explicit run_lock(const fs::path& dir) {
+    std::error_code failed;
+    fs::create_directories(dir, failed);
+    if (failed)
+      throw error(errc::bad_config, "run.dir = \"" + dir.string() + "\" cannot be made: " + failed.message() + "; name another");
+    if (access(dir.c_str(), W_OK | X_OK) != 0)
+      throw error(errc::bad_config, "run.dir = \"" + dir.string() + "\" cannot be written: " + std::strerror(errno) + "; name another");
+    fd_ = open(dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd_ < 0 || flock(fd_, LOCK_EX | LOCK_NB) != 0)
+      throw error(errc::bad_config, "run.dir = \"" + dir.string() + "\" is in use by another `troupe train`; wait for it or name another");
+  }
+  ~run_lock() { close(fd_); }
+  run_lock(const run_lock&) = delete;
+  run_lock& operator=(const run_lock&) = delete;
+
+private:
+  int fd_ = -1;
+};
+
+config read_config(const train_options& options) {
+  std::vector<std::string> overrides = options.overrides;
+  if (!options.resume.empty())
+    overrides.push_back("run.resume=" + options.resume);
+  return load_config(options.file, overrides);
+}
+
+bool names_checkpoint(const config& cfg) { return cfg.run.resume != "auto" && cfg.run.resume != "never"; }
+
+/// The step that the run goes on from, as far as its directory says; 0: the start.
+std::int64_t step_to_resume(const config& cfg) {
+  if (names_checkpoint(cfg))
+    return checkpoint_step(fs::absolute(cfg.run.resume).lexically_normal()).value_or(0);
+  const auto newest = newest_whole_checkpoint(cfg.run_dir(), [](const std::string&) {});
+  return newest ? checkpoint_step(*newest).value_or(0) : 0;
+}
+
+/// Later steps are done again: their checkpoints would be taken for newer ones.
+void remove_later_checkpoints(const config& cfg, std::int64_t step) {
+  std::vector<fs::path> later;
+  for (const auto& entry : fs::directory_iterator(cfg.run_dir() / "checkpoints")) {
+    if (checkpoint_step(entry.path()).value_or(0) > step)
+      later.push_back(entry.path());
+  }
+  for (const auto& dir : later)
+    fs::remove_all(dir);
+}
+
+void check_memory(const validated_run& run) {
+  const auto lacking = memory_shortage(run.cfg, estimate_memory(run.cfg, run.model, run.n_trainable), machine_memory());
+  if (!lacking.empty())
+    throw error(errc::bad_config, lacking);
+}
+
+run_inputs make_inputs(const train_options& options, validated_run& run) {
+  run_inputs in;
+  in.cfg = run.cfg;
+  in.model = run.model;
+  in.end_tokens = run.end_tokens;
+  in.tok = run.tok;
+  in.train_rows = std::move(run.train_rows);
+  in.val_rows = std::move(run.val_rows);
+  in.total_steps = run.total_steps;
+  if (names_checkpoint(run.cfg))
+    in.resume_only = fs::absolute(run.cfg.run.resume).lexically_normal().string();
+  in.threads = options.threads;
+  in.which = options.isa_name.empty() ? best_isa() : isa_from_name(options.isa_name);
+  return in;
+}
+
+int train(const train_options& options) {
+  if (!options.device.empty() && options.device != "cpu")
+    throw error(errc::unsupported, "--device " + options.device + ": this build trains on the CPU only; use --device cpu");
+  const config cfg = read_config(options);
+  const bool used = check_run_directory(cfg);
+  check_placement(cfg);
+  validated_run run = validate_run(cfg);
+  check_memory(run);
+  const run_inputs inputs = make_inputs(options, run);
+  const run_lock lock(cfg.run_dir());
+  const std::int64_t step = used ? step_to_resume(cfg) : 0;
+  if (step >= run.total_steps) {
+    std::printf("the run in %s has reached its last step, %lld: nothing to do\n", cfg.run_dir().c_str(), static_cast<long long>(step));
+    return 0;
+  }
+  if (names_checkpoint(cfg))
+    remove_later_checkpoints(cfg, step);
+  write_file(cfg.run_dir() / "config.toml", to_toml(cfg));
+  train_outputs outputs(cfg, run.total_steps);
+  for (const auto& warning : run.warnings)
+    outputs.log("warning: " + warning);
+  try {
+    run_training(inputs, outputs);
+  } catch (const error& e) {
+    outputs.log(e.what());
+    throw;
+  }
+  write_report(cfg.run_dir());
+  return 0;
+}
+
+} // namespace
+
+void add_train(CLI::App& root, action& chosen) {
+  auto options = std::make_shared<train_options>();
+  auto* app = root.add_subcommand("train", "train a model as a configuration says; goes on where an interrupted run ended");
+  app->add_option("config", options->file, "the configuration, a TOML file")->required();
+  app->add_option("--set", options->overrides, "key=value: overrides a key, the value in TOML; a bare word is a string")
+    ->allow_extra_args(false);
+  app->add_option("--resume", options->resume, "auto | never | DIR, a checkpoint of this run; overrides run.resume");
+  app->add_option("--device", options->device, "cpu");
+  app->add_option("--threads", options->threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
+  app->add_option("--isa", options->isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
+  app->callback([options, &chosen] { chosen = [options] { return train(*options); }; });
+}
+
+} // namespace troupe
