@@ -66,6 +66,8 @@ void coordinator_state::enlist(const worker_info& info, const learner_actor& han
   add_member(info, caf::actor_cast<caf::strong_actor_ptr>(handle));
   learner = handle;
   batch_endpoint = info.batch_endpoint;
+  if (setup->learner_at)
+    setup->learner_at(batch_endpoint);
   ++learner_epoch;
   self->send(weight_sync, handle);
   run->learner_joined(now());
@@ -86,6 +88,8 @@ void coordinator_state::lose(worker_id id, const std::string& why) {
   } else {
     ++learner_epoch;
     learner = nullptr;
+    if (setup->learner_at)
+      setup->learner_at("");
     run->learner_lost(title(info) + ' ' + why, now());
   }
 }
@@ -114,8 +118,8 @@ void coordinator_state::exited(const worker_exited& exit) {
   if (it != members.end())
     lose(it->first, exit.how);
   else if (lost_pids.erase(exit.pid) == 0)
-    run->worker_failed_to_join("worker process " + std::to_string(exit.pid) + ' ' + exit.how + " before it joined (its output is in log.txt)",
-                               now());
+    run->worker_failed_to_join(
+        "worker process " + std::to_string(exit.pid) + ' ' + exit.how + " before it joined (its output is in log.txt)", now());
   act();
 }
 

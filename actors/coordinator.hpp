@@ -19,6 +19,7 @@ struct coordinator_setup {
   join_answer welcome; // what every worker gets; role and rank are filled in
   std::function<reward_actor(const coordinator_actor&)> make_reward;
   std::function<weight_sync_actor(const coordinator_actor&)> make_weight_sync;
+  std::function<void(const std::string&)> learner_at; // told where batches go now; "": nowhere. May be empty
 };
 
 /// The actor around `run_state`: knows the handles, turns messages into events and commands into messages.
@@ -49,7 +50,7 @@ struct coordinator_state {
   std::map<worker_id, member> members;
   std::map<std::int64_t, reservation> reserved; // by pid: a role was given, the worker is not there yet
 
-  std::set<std::int64_t> lost_pids;              // of members that were lost; their exit is no news
+  std::set<std::int64_t> lost_pids; // of members that were lost; their exit is no news
 
   time_point now() const { return self->clock().now(); }
   caf::result<join_answer> join(const join_request& request);

@@ -17,7 +17,8 @@ inline error current_error(const std::exception_ptr& p) {
 }
 
 /// The result of `f` as an answer, or its exception as an error: the one who asked decides what follows.
-template <class F> caf::result<std::invoke_result_t<F>> answered(F&& f) {
+template <class F>
+caf::result<std::invoke_result_t<F>> answered(F&& f) {
   try {
     return f();
   } catch (const std::exception&) {
@@ -26,7 +27,8 @@ template <class F> caf::result<std::invoke_result_t<F>> answered(F&& f) {
 }
 
 /// An actor that ends on an exception and tells the coordinator why.
-template <class Self> void report_failures(Self* self, const worker_info& info, const coordinator_actor& coordinator) {
+template <class Self>
+void report_failures(Self* self, const worker_info& info, const coordinator_actor& coordinator) {
   self->set_exception_handler([self, info, coordinator](std::exception_ptr& p) -> caf::error {
     const error e = current_error(p);
     self->send(coordinator, worker_failed{info.role, info.rank, info.host, e.what(), std::uint8_t(e.code())});

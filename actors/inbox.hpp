@@ -7,7 +7,8 @@
 namespace troupe {
 
 /// What the experience plane leaves for an actor. `push`: any thread; `take`: the actor. Bounded by what was dispatched.
-template <class T> class inbox {
+template <class T>
+class inbox {
 public:
   /// Called after every push, on the pusher's thread: wakes the actor.
   void on_push(std::function<void()> wake) {

@@ -55,8 +55,8 @@ checkpoint_saved learner_engine::save(std::uint32_t step) const {
 
 weights_published learner_engine::publish(weights_version version) {
   if (version != learner_.version())
-    throw error(errc::failed, "asked to publish version " + std::to_string(version.step) + " at version " +
-                                std::to_string(learner_.version().step));
+    throw error(errc::failed,
+                "asked to publish version " + std::to_string(version.step) + " at version " + std::to_string(learner_.version().step));
   setup_.source->publish(version);
   return {version, setup_.source->endpoint()};
 }
@@ -120,11 +120,11 @@ learner_actor::behavior_type learner_worker(learner_actor::stateful_pointer<lear
       caf::anon_send(handle, caf::tick_atom_v);
   });
   return {
-    [self](const restore_learner& r) { return self->state.restore(r); },
-    [self](const train_step& t) { return self->state.train(t.step); },
-    [self](const save_checkpoint& s) { return answered([&] { return self->state.engine->save(s.step); }); },
-    [self](const publish_weights& p) { return answered([&] { return self->state.engine->publish(p.version); }); },
-    [self](caf::tick_atom) { self->state.tick(); },
+      [self](const restore_learner& r) { return self->state.restore(r); },
+      [self](const train_step& t) { return self->state.train(t.step); },
+      [self](const save_checkpoint& s) { return answered([&] { return self->state.engine->save(s.step); }); },
+      [self](const publish_weights& p) { return answered([&] { return self->state.engine->publish(p.version); }); },
+      [self](caf::tick_atom) { self->state.tick(); },
   };
 }
 

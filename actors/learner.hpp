@@ -49,7 +49,7 @@ struct learner_state {
   std::unique_ptr<learner_engine> engine;
   std::map<std::uint32_t, std::vector<scored_group>> batches; // that arrived, by step
   bool restoring = false;
-  std::optional<std::uint32_t> wanted;                        // step to train as soon as its batch is here
+  std::optional<std::uint32_t> wanted; // step to train as soon as its batch is here
   caf::typed_response_promise<learner_restored> restore_promise;
   caf::typed_response_promise<step_trained> train_promise;
 

@@ -11,7 +11,8 @@ namespace troupe {
 // What the one-process run and the worker processes build alike.
 
 dtype compute_type(const config& cfg);
-generator_options make_generator_options(const config& cfg, const model_config& model, std::vector<std::int32_t> end_tokens, compute& where);
+generator_options make_generator_options(const config& cfg, const model_config& model, std::vector<std::int32_t> end_tokens,
+                                         compute& where);
 /// The policy with masters and gradients, from model.path.
 std::shared_ptr<causal_lm> load_policy(const config& cfg, compute& where);
 /// The reference model, null unless a KL is asked for.

@@ -37,7 +37,7 @@ void reward_station::check(const trajectory_group& group, const prompt_row& row)
     throw error(errc::bad_input, place_of(group.key) + ": a rollout sent another prompt than row " + std::to_string(row.source));
   if (group.samples.size() != wanted)
     throw error(errc::bad_input, place_of(group.key) + ": a rollout sent " + std::to_string(group.samples.size()) + " samples, not " +
-                                   std::to_string(wanted));
+                                     std::to_string(wanted));
 }
 
 std::vector<double> reward_station::score(const scored_group& group) const {
@@ -176,10 +176,10 @@ reward_actor::behavior_type reward(reward_actor::stateful_pointer<reward_state> 
       caf::anon_send(handle, caf::tick_atom_v);
   });
   return {
-    // A learner that is gone is an error of the one who asked, not of the reward.
-    [self](const ship_batch& r) { return answered([&] { return self->state.ship(r); }); },
-    [self](const step_trained& t) { self->state.station->forget(t.version.step); },
-    [self](caf::tick_atom) { self->state.score_arrived(); },
+      // A learner that is gone is an error of the one who asked, not of the reward.
+      [self](const ship_batch& r) { return answered([&] { return self->state.ship(r); }); },
+      [self](const step_trained& t) { self->state.station->forget(t.version.step); },
+      [self](caf::tick_atom) { self->state.score_arrived(); },
   };
 }
 

@@ -25,7 +25,7 @@ struct reward_setup {
   std::shared_ptr<const tokenizer> tok;
   std::shared_ptr<const reward_function> function;
   std::filesystem::path run_dir;
-  std::shared_ptr<inbox<trajectory_group>> groups;                              // from the rollouts
+  std::shared_ptr<inbox<trajectory_group>> groups;                                     // from the rollouts
   std::function<void(const std::string& endpoint, std::vector<scored_group>)> deliver; // to the learner
 };
 

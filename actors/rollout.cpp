@@ -16,7 +16,7 @@ void rollout_engine::add(const generate_group& request) {
   // Every incarnation of a step holds the same bits: a group that was on its way during a reload is good.
   if (!holds_weights_ || request.version.step != version_.step)
     throw error(errc::failed, "asked for a group of version " + std::to_string(request.version.step) + " while holding version " +
-                                std::to_string(version_.step));
+                                  std::to_string(version_.step));
   generation_request r = make_request(setup_.cfg, setup_.end_tokens, request.key, request.prompt_ids);
   if (groups_.count(r.id) != 0)
     return; // given twice: it is being made
@@ -97,10 +97,10 @@ rollout_actor::behavior_type rollout(rollout_actor::stateful_pointer<rollout_sta
   self->state.engine = std::make_unique<rollout_engine>(*setup);
   report_failures(self, info, coordinator);
   return {
-    [self](const generate_group& g) { self->state.add(g); },
-    [self](const fetch_weights& f) { return self->state.fetch(f); },
-    [self](caf::get_atom) { return self->state.engine->status(); },
-    [self](caf::tick_atom) { self->state.tick(); },
+      [self](const generate_group& g) { self->state.add(g); },
+      [self](const fetch_weights& f) { return self->state.fetch(f); },
+      [self](caf::get_atom) { return self->state.engine->status(); },
+      [self](caf::tick_atom) { self->state.tick(); },
   };
 }
 

@@ -35,7 +35,10 @@ public:
   rollout_status status() const { return {std::uint32_t(groups_.size()), version_}; }
 
 private:
-  struct partial { trajectory_group group; std::size_t missing = 0; };
+  struct partial {
+    trajectory_group group;
+    std::size_t missing = 0;
+  };
   void finish(std::uint64_t id);
 
   rollout_setup setup_;

@@ -7,8 +7,8 @@
 #include "actors/system.hpp"
 #include "actors/weight_sync.hpp"
 #include "experience/channel.hpp"
-#include <caf/io/all.hpp>
 #include <algorithm>
+#include <caf/io/all.hpp>
 #include <charconv>
 #include <condition_variable>
 #include <csignal>
@@ -60,7 +60,8 @@ public:
   }
 
 private:
-  template <class F> void notify(F change) {
+  template <class F>
+  void notify(F change) {
     const std::lock_guard lock(mutex_);
     change();
     changed_.notify_all();
@@ -101,7 +102,8 @@ struct actor_guard {
     for (const auto& a : actors)
       caf::anon_send_exit(a, caf::exit_reason::user_shutdown);
   }
-  template <class Handle> const Handle& keep(const Handle& h) {
+  template <class Handle>
+  const Handle& keep(const Handle& h) {
     actors.push_back(caf::actor_cast<caf::actor>(h));
     return h;
   }
@@ -224,7 +226,7 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   const auto batches = std::make_shared<inbox<std::vector<scored_group>>>();
   parts.reward->deliver = [batches](const std::string&, std::vector<scored_group> groups) { batches->push(std::move(groups)); };
   const auto learning =
-    std::make_shared<learner_setup>(learner_setup{in.cfg, in.total_steps, in.cfg.run_dir(), model, reference, &where, source, batches});
+      std::make_shared<learner_setup>(learner_setup{in.cfg, in.total_steps, in.cfg.run_dir(), model, reference, &where, source, batches});
   const auto rolling = std::make_shared<rollout_setup>();
   rolling->cfg = in.cfg;
   rolling->end_tokens = in.end_tokens;
@@ -246,6 +248,47 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   watch(*parts.host, coordinator, signals, nullptr);
 }
 
+/// The reward's way to the learner. `deliver`: the reward's thread; gives up as soon as the learner is known to be gone.
+class batch_link {
+public:
+  explicit batch_link(std::string secret) : secret_(std::move(secret)) {}
+  void set_current(const std::string& endpoint) {
+    const std::lock_guard lock(mutex_);
+    current_ = endpoint;
+  }
+  void deliver(const std::string& endpoint, const std::string& bytes) {
+    if (endpoint != connected_ || !sender_) {
+      sender_ = connect_experience(endpoint, secret_);
+      connected_ = endpoint;
+    }
+    sender_->send(bytes, send_deadline);
+    for (auto waited = 0ms;; waited += slice) {
+      try {
+        return sender_->flush(slice);
+      } catch (const error& e) {
+        if (e.code() != errc::timeout || waited >= send_deadline)
+          throw;
+      }
+      if (!is_current(endpoint)) {
+        sender_.reset();
+        throw error(errc::peer_lost, "the learner at " + endpoint + " is gone");
+      }
+    }
+  }
+
+private:
+  static constexpr std::chrono::milliseconds slice = 200ms;
+  bool is_current(const std::string& endpoint) {
+    const std::lock_guard lock(mutex_);
+    return current_ == endpoint;
+  }
+  const std::string secret_;
+  std::unique_ptr<experience_sender> sender_;
+  std::string connected_;
+  std::mutex mutex_;
+  std::string current_;
+};
+
 std::size_t local_workers(const config& cfg) {
   const std::string& text = cfg.placement.local_workers;
   std::size_t n = 0;
@@ -259,7 +302,7 @@ std::uint16_t open_door(caf::actor_system& sys, const door_actor& door, const st
   const auto got = sys.middleman().publish(door, port, host == "localhost" ? "127.0.0.1" : host.c_str(), true);
   if (!got)
     throw error(errc::bad_config, "placement.listen: port " + std::to_string(port) + " of " + host +
-                                    " cannot be listened on, it is in use or not allowed; name another, or 0 for any");
+                                      " cannot be listened on, it is in use or not allowed; name another, or 0 for any");
   return *got;
 }
 
@@ -267,14 +310,10 @@ void run_in_processes(const run_inputs& in, run_outputs& outputs) {
   const held_signals signals;
   central_parts parts(in, outputs);
   const std::string secret = make_secret();
-  std::map<std::string, std::unique_ptr<experience_sender>> senders; // the reward's, by the learner's endpoint
-  parts.reward->deliver = [&senders, &secret](const std::string& endpoint, const std::vector<scored_group>& groups) {
-    if (senders.count(endpoint) == 0) {
-      senders.clear(); // an older learner's
-      senders[endpoint] = connect_experience(endpoint, secret);
-    }
-    senders[endpoint]->send(pack_scored(groups), send_deadline);
-    senders[endpoint]->flush(send_deadline);
+  batch_link link(secret);
+  parts.coordinator.learner_at = [&link](const std::string& endpoint) { link.set_current(endpoint); };
+  parts.reward->deliver = [&link](const std::string& endpoint, const std::vector<scored_group>& groups) {
+    link.deliver(endpoint, pack_scored(groups));
   };
   system_config settings(true);
   caf::actor_system sys{settings};
@@ -310,25 +349,27 @@ void check_placement(const config& cfg) {
   const std::string& channel = cfg.weightsync.channel;
   const bool processes = cfg.placement.processes;
   if (processes && channel == "shared")
-    throw error(errc::bad_config, "weightsync.channel = \"shared\" needs one process; with placement.processes = true use \"auto\" or \"zmq\"");
+    throw error(errc::bad_config,
+                "weightsync.channel = \"shared\" needs one process; with placement.processes = true use \"auto\" or \"zmq\"");
   if (!processes && channel == "zmq")
-    throw error(errc::bad_config, "weightsync.channel = \"zmq\" needs placement.processes = true; in one process use \"auto\" or \"shared\"");
+    throw error(errc::bad_config,
+                "weightsync.channel = \"zmq\" needs placement.processes = true; in one process use \"auto\" or \"shared\"");
   if (channel == "nccl")
     throw error(errc::unsupported, "weightsync.channel = \"nccl\": this version can do auto, shared and zmq");
   if (!processes && cfg.rollout.actors > 1)
     throw error(errc::bad_config, "rollout.actors = " + std::to_string(cfg.rollout.actors) +
-                                    " needs placement.processes = true; one process has one rollout");
+                                      " needs placement.processes = true; one process has one rollout");
   if (!processes)
     return;
   const auto [host, port] = parse_address(cfg.placement.listen, "placement.listen");
   if (!is_loopback(host))
     throw error(errc::unsupported, "placement.listen = \"" + cfg.placement.listen +
-                                     "\": listening off loopback needs certificates, this version cannot; use 127.0.0.1:PORT");
+                                       "\": listening off loopback needs certificates, this version cannot; use 127.0.0.1:PORT");
   constexpr std::int64_t longest = 15000; // tokens: a prompt is one control message, and those stay under 64 KiB
   if (cfg.data.max_prompt_length > longest)
     throw error(errc::unsupported, "data.max_prompt_length = " + std::to_string(cfg.data.max_prompt_length) +
-                                     ": with placement.processes = true this version can do prompts up to " + std::to_string(longest) +
-                                     " tokens");
+                                       ": with placement.processes = true this version can do prompts up to " + std::to_string(longest) +
+                                       " tokens");
 }
 
 void run_training(const run_inputs& inputs, run_outputs& outputs) {

@@ -14,14 +14,14 @@ namespace troupe {
 
 /// What a run begins with: validated, nothing computed yet.
 struct run_inputs {
-  config cfg;                          // paths absolute
+  config cfg; // paths absolute
   model_config model;
   std::vector<std::int32_t> end_tokens;
   std::shared_ptr<const tokenizer> tok;
   std::vector<prompt_row> train_rows, val_rows;
   std::int64_t total_steps = 0;
-  std::string resume_only;             // this checkpoint and no other
-  int threads = 0;                     // 0: one a core
+  std::string resume_only; // this checkpoint and no other
+  int threads = 0;         // 0: one a core
   isa which = isa::scalar;
 };
 
@@ -35,9 +35,9 @@ void run_training(const run_inputs& inputs, run_outputs& outputs);
 
 /// What a worker process was started with.
 struct worker_options {
-  std::string join;                    // HOST:PORT
-  std::string secret;                  // empty: this user's run on that port
-  std::int64_t parent = 0;             // pid of the `train` that started it; 0: none
+  std::string join;        // HOST:PORT
+  std::string secret;      // empty: this user's run on that port
+  std::int64_t parent = 0; // pid of the `train` that started it; 0: none
   int threads = 0;
   isa which = isa::scalar;
 };

@@ -14,7 +14,7 @@ std::string directory() { return "/tmp/troupe-" + std::to_string(getuid()); }
 
 /// The directory must be this user's alone: /tmp is everybody's.
 bool is_private(const std::string& dir) {
-  struct stat s{};
+  struct stat s {};
   return lstat(dir.c_str(), &s) == 0 && S_ISDIR(s.st_mode) && s.st_uid == getuid() && (s.st_mode & 077) == 0;
 }
 
@@ -60,7 +60,7 @@ std::string read_secret(std::uint16_t port) {
   const int fd = is_private(directory()) ? open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
   if (fd < 0)
     throw error(errc::bad_usage, "this user has no run that listens on port " + std::to_string(port) +
-                                   " of this machine; join with the address that `troupe train` wrote in log.txt");
+                                     " of this machine; join with the address that `troupe train` wrote in log.txt");
   char bytes[64];
   const ssize_t n = read(fd, bytes, sizeof bytes);
   close(fd);

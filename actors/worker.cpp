@@ -53,9 +53,11 @@ invitation join(caf::actor_system& sys, caf::scoped_actor& self, const worker_op
   invitation out;
   std::optional<error> refused;
   self->request(*door, join_deadline, request)
-    .receive(
-      [&](const join_answer& welcome, const coordinator_actor& coordinator) { out = {welcome, coordinator}; },
-      [&](const caf::error& e) { refused = to_exception(e, ""); });
+      .receive(
+          [&](const join_answer& welcome, const coordinator_actor& coordinator) {
+            out = {welcome, coordinator};
+          },
+          [&](const caf::error& e) { refused = to_exception(e, ""); });
   if (refused)
     throw *refused;
   return out;
@@ -144,8 +146,7 @@ int run_worker(const worker_options& options) {
   caf::scoped_actor self{sys};
   const invitation in = join(sys, self, options);
   const config cfg = parse_config(in.welcome.config_toml, "the run's configuration");
-  const std::string secret =
-    options.secret.empty() ? read_secret(parse_address(options.join, "--join").second) : options.secret;
+  const std::string secret = options.secret.empty() ? read_secret(parse_address(options.join, "--join").second) : options.secret;
   const worker_info info{in.welcome.role, in.welcome.rank, host_name(), getpid(), ""};
   try {
     compute where(options.threads, options.which);

@@ -73,8 +73,8 @@ void train_outputs::progress(std::uint32_t step, bool validation, std::uint32_t 
   if (!terminal_)
     return;
   const std::uint32_t width = 24, full = wanted == 0 ? 0 : done * width / wanted;
-  bar(spelled("%s %u/%u [%s%s] %u/%u", validation ? "validating after step" : "step", step, total_steps_,
-              std::string(full, '#').c_str(), std::string(width - full, '.').c_str(), done, wanted) +
+  bar(spelled("%s %u/%u [%s%s] %u/%u", validation ? "validating after step" : "step", step, total_steps_, std::string(full, '#').c_str(),
+              std::string(width - full, '.').c_str(), done, wanted) +
       (last_step_ > first_step_ ? "  left " + spelled_time(seconds_left(last_step_)) : ""));
 }
 

@@ -134,7 +134,7 @@ void add_train(CLI::App& root, action& chosen) {
   auto* app = root.add_subcommand("train", "train a model as a configuration says; goes on where an interrupted run ended");
   app->add_option("config", options->file, "the configuration, a TOML file")->required();
   app->add_option("--set", options->overrides, "key=value: overrides a key, the value in TOML; a bare word is a string")
-    ->allow_extra_args(false);
+      ->allow_extra_args(false);
   app->add_option("--resume", options->resume, "auto | never | DIR, a checkpoint of this run; overrides run.resume");
   app->add_option("--device", options->device, "cpu");
   app->add_option("--threads", options->threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));

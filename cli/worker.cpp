@@ -16,7 +16,10 @@ std::string variable(const char* name) {
 } // namespace
 
 void add_worker(CLI::App& root, action& chosen) {
-  struct parsed { worker_options options; std::string device, isa_name; };
+  struct parsed {
+    worker_options options;
+    std::string device, isa_name;
+  };
   auto p = std::make_shared<parsed>();
   auto* app = root.add_subcommand("worker", "take part in a run that is under way");
   app->add_option("--join", p->options.join, "HOST:PORT of the run, as its log.txt says")->required();

@@ -18,7 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int n_special = 16;            // every one ends a sample
+constexpr int n_special = 16; // every one ends a sample
 constexpr int vocab = 256 + n_special;
 constexpr int hidden = 64, intermediate = 96, n_layers = 3, n_heads = 4, n_kv_heads = 2, head_dim = 16;
 

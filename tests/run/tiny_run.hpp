@@ -61,11 +61,13 @@ std::string file_bytes(const std::filesystem::path& file);
 /// The last step's weights.
 std::string final_weights(const std::filesystem::path& run_dir);
 /// Polls until `done`; false after `at_most`.
-template <class F> bool until(F done, std::chrono::seconds at_most = std::chrono::seconds(60));
+template <class F>
+bool until(F done, std::chrono::seconds at_most = std::chrono::seconds(60));
 bool alive(pid_t pid);
 void pause_briefly();
 
-template <class F> bool until(F done, std::chrono::seconds at_most) {
+template <class F>
+bool until(F done, std::chrono::seconds at_most) {
   const auto end = std::chrono::steady_clock::now() + at_most;
   while (!done()) {
     if (std::chrono::steady_clock::now() >= end)
