@@ -1,10 +1,20 @@
 #include "model/compute.hpp"
 #include "core/error.hpp"
 #include "model/kernels/thread_pool.hpp"
-#include <algorithm>
-#include <thread>
+#include <sched.h>
 
 namespace troupe {
+
+namespace {
+
+// Processors this process may run on; the machine may have more.
+int usable_processors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+} // namespace
 
 compute::compute(int threads, isa which) : isa_(which) {
   if (!supported(which))
@@ -12,7 +22,7 @@ compute::compute(int threads, isa which) : isa_(which) {
                                      std::string(name_of(best_isa()))};
   if (threads < 0 || threads > 1024)
     throw error{errc::bad_usage, "--threads " + std::to_string(threads) + ": 1 to 1024, or 0 for one a core"};
-  const int n = threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()));
+  const int n = threads > 0 ? threads : usable_processors();
   pool_ = std::make_unique<thread_pool>(n);
 }
 
