@@ -1,8 +1,10 @@
 #include "cli/command.hpp"
 #include "core/error.hpp"
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <malloc.h>
 
 namespace {
 
@@ -10,7 +12,6 @@ int run(int argc, char** argv) {
   CLI::App app{"troupe: reinforcement learning for language models as one program", "troupe"};
   app.set_version_flag("--version", "troupe 0.1.0");
   app.require_subcommand(1);
-  app.failure_message([](const CLI::App*, const CLI::Error& e) { return "troupe: " + std::string(e.what()) + " (see --help)\n"; });
   troupe::action chosen;
   troupe::add_train(app, chosen);
   troupe::add_check(app, chosen);
@@ -23,7 +24,11 @@ int run(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 2;
+    if (e.get_exit_code() == 0) // --help, --version
+      return app.exit(e);
+    std::string line = e.what();
+    std::replace(line.begin(), line.end(), '\n', ' ');
+    throw troupe::error(troupe::errc::bad_usage, line + "; see troupe --help");
   }
   return chosen();
 }
@@ -31,6 +36,10 @@ int run(int argc, char** argv) {
 } // namespace
 
 int main(int argc, char** argv) {
+  // Activations come and go by the megabyte: keep their pages instead of asking the system for them again.
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
   try {
     return run(argc, argv);
   } catch (const troupe::error& e) {
