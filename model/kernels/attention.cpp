@@ -225,7 +225,10 @@ void attend(compute& where, const attention_shape& sh, const token_batch& batch,
   const auto pieces = pieces_of(sh, batch);
   where.pool().each(std::int64_t(pieces.size()), [&](std::int64_t i) {
     const piece& p = pieces[std::size_t(i)];
-    attend_task<T>{where.which(), sh, batch.segments[std::size_t(p.segment)], qkv, cache, out}(p);
+    // Configuring tiles costs more than a few rows of FMA, which give the same bits.
+    const bool few = (p.row1 - p.row0) * sh.group() < 16;
+    const isa which = where.which() == isa::amx && few ? isa::avx512 : where.which();
+    attend_task<T>{which, sh, batch.segments[std::size_t(p.segment)], qkv, cache, out}(p);
   });
 }
 

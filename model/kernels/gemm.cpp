@@ -21,6 +21,15 @@ namespace v16 {
 #include "model/kernels/vec.inl"
 #include "model/kernels/gemm.inl"
 } // namespace v16
+#undef RG_TGT
+#undef OP
+#define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
+#define RG_BF16_UNIT
+namespace v16b { // with AMX: sums are rounded by the processor's bf16 unit
+#include "model/kernels/vec.inl"
+#include "model/kernels/gemm.inl"
+} // namespace v16b
+#undef RG_BF16_UNIT
 #undef RG_W
 #undef RG_TGT
 #undef OP
@@ -142,7 +151,8 @@ template <class T> auto epilogue_for(isa which) {
   switch (which) {
   case isa::scalar: return v1::epilogue<T>;
   case isa::avx2: return v8::epilogue<T>;
-  default: return v16::epilogue<T>;
+  case isa::avx512: return v16::epilogue<T>;
+  default: return v16b::epilogue<T>;
   }
 }
 

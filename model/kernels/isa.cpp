@@ -27,7 +27,7 @@ bool supported(isa which) noexcept {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && supported(isa::avx2);
   case isa::amx:
-    return supported(isa::avx512) && __builtin_cpu_supports("amx-bf16") && amx_permitted();
+    return supported(isa::avx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-bf16") && amx_permitted();
   }
   return false;
 }

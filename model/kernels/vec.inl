@@ -22,11 +22,16 @@ OP I ldi(const void* p) { return _mm512_loadu_si512(p); }
 OP V low(I w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }                         // even element of a bf16 pair
 OP V high(I w) { return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(~0xffff))); } // odd element
 OP V ldb(const bf16* p) { return low(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p))); }
+#ifdef RG_BF16_UNIT
+// The processor's own rounding; it takes subnormals as zero, so it is for results of arithmetic only.
+OP V rnd(V v) { return low(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v))); }
+#else
 OP V rnd(V v) { // to bf16 (nearest even), as float; NaN stays NaN
   I u = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   V r = high(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))));
   return _mm512_mask_mov_ps(r, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)));
 }
+#endif
 OP void stb(bf16* p, V v) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16))); }
 #elif RG_W == 8
 using V = __m256;
