@@ -146,7 +146,7 @@ void for_each_line(const fs::path& file, const std::function<void(std::size_t, s
   }
 }
 
-staged_directory::staged_directory(fs::path target) {
+staged_directory::staged_directory(const fs::path& target) {
   std::error_code code;
   target_ = fs::absolute(target, code).lexically_normal();
   if (!target_.has_filename()) // "out/" names "out"

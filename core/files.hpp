@@ -20,7 +20,7 @@ void for_each_line(const std::filesystem::path& file, const std::function<void(s
 /// The destructor removes what was not committed. Construction throws errc::bad_input when the target exists and is not empty.
 class staged_directory {
 public:
-  explicit staged_directory(std::filesystem::path target);
+  explicit staged_directory(const std::filesystem::path& target);
   ~staged_directory();
   staged_directory(const staged_directory&) = delete;
   staged_directory& operator=(const staged_directory&) = delete;

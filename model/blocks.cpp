@@ -53,7 +53,7 @@ template <class T> at::Tensor embedding_block<T>::backward(pass& p, const saved_
 // ---- decoder layer ----
 
 template <class T>
-decoder_block<T>::decoder_block(std::string prefix, const layer_config& cfg, std::shared_ptr<rope_table> rope)
+decoder_block<T>::decoder_block(const std::string& prefix, const layer_config& cfg, std::shared_ptr<rope_table> rope)
     : cfg_(cfg), heads_{cfg.n_heads, cfg.n_kv_heads, cfg.head_dim}, rope_(std::move(rope)),
       input_norm_(make_weight(prefix + "input_layernorm.weight", {cfg.hidden})),
       q_(make_weight(prefix + "self_attn.q_proj.weight", {cfg.n_heads * cfg.head_dim, cfg.hidden})),

@@ -24,7 +24,7 @@ private:
 template <class T> class decoder_block final : public block<T> {
 public:
   /// prefix: e.g. "model.layers.3."
-  decoder_block(std::string prefix, const layer_config& cfg, std::shared_ptr<rope_table> rope);
+  decoder_block(const std::string& prefix, const layer_config& cfg, std::shared_ptr<rope_table> rope);
   void weights(std::vector<weight*>& all) override;
   void lay_out(compute& where, bool backward) override;
   bool has_cache() const override { return true; }

@@ -299,7 +299,7 @@ template <class T> micro micro_plan(isa which) {
   switch (which) {
   case isa::amx: return f ? micro{12, 12, 32} : micro{32, 16, 16};
   case isa::avx512: return f ? micro{12, 12, 32} : micro{6, 6, 32};
-  case isa::avx2: return f ? micro{6, 6, 32} : micro{6, 6, 32};
+  case isa::avx2: return {6, 6, 32};
   default: return {1, 1, 32};
   }
 }
