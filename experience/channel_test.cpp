@@ -1,6 +1,6 @@
 #include "experience/channel.hpp"
 #include "experience/test_util.hpp"
-#include "experience/zmq_util.hpp"
+#include "core/zmq_util.hpp"
 #include <condition_variable>
 #include <csignal>
 #include <map>

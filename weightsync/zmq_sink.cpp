@@ -1,5 +1,5 @@
 #include "core/error.hpp"
-#include "experience/zmq_util.hpp"
+#include "core/zmq_util.hpp"
 #include "weightsync/channel.hpp"
 #include "weightsync/version_text.hpp"
 #include "weightsync/zmq_protocol.hpp"

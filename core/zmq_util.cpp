@@ -1,4 +1,4 @@
-#include "experience/zmq_util.hpp"
+#include "core/zmq_util.hpp"
 #include "core/error.hpp"
 #include <algorithm>
 #include <cstdlib>
