@@ -1,5 +1,5 @@
 #include "cli/memory.hpp"
-#include "cli/model_tensors.hpp"
+#include "model/layout.hpp"
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -20,7 +20,7 @@ struct sizes {
 sizes sizes_of(const config& cfg, const model_config& model) {
   sizes s;
   s.element = cfg.model.dtype == compute_dtype::bfloat16 ? 2 : 4;
-  for (const auto& tensor : expected_tensors(model)) {
+  for (const auto& tensor : tensors_of(model)) {
     s.parameters += tensor.numel();
     s.linear += tensor.linear ? tensor.numel() : 0;
   }
@@ -35,20 +35,25 @@ std::uint64_t cache_bytes(const config& cfg, const model_config& model, std::uin
   const std::uint64_t longest = std::uint64_t(cfg.data.max_prompt_length + cfg.data.max_response_length);
   const std::uint64_t samples = std::uint64_t(cfg.data.train_batch_size * cfg.rollout.n);
   const std::uint64_t sequences = std::min(std::uint64_t(cfg.rollout.max_num_seqs), samples);
-  const std::uint64_t per_token = 2 * std::uint64_t(model.n_layers * model.layer.n_kv_heads * model.layer.head_dim) * element;
+  std::uint64_t per_token = 0;
+  for (const auto& block : layout_of(model))
+    if (block.kind == block_kind::decoder)
+      per_token += 2 * std::uint64_t(block.layer.n_kv_heads * block.layer.head_dim) * element;
   return sequences * ceil_div(longest, cache_block_tokens) * cache_block_tokens * per_token;
 }
 
 std::uint64_t activation_bytes(const config& cfg, const model_config& model, std::uint64_t element) {
-  const layer_config& l = model.layer;
   const std::uint64_t prompts = std::uint64_t(cfg.learner.ppo_mini_batch_size);
   const std::uint64_t in_batch = prompts * std::uint64_t(cfg.data.max_prompt_length + cfg.rollout.n * cfg.data.max_response_length);
   const std::uint64_t tokens = std::min(std::uint64_t(cfg.learner.ppo_max_token_len), in_batch);
   // Kept for the backward pass in a layer: two inputs and two norms, q, k, v, the attention's output, gate, up and their product.
-  const std::uint64_t width = std::uint64_t(4 * l.hidden + (2 * l.n_heads + 2 * l.n_kv_heads) * l.head_dim + 3 * l.intermediate);
+  std::uint64_t width = 0;
+  for (const auto& block : layout_of(model))
+    if (const layer_config& l = block.layer; block.kind == block_kind::decoder)
+      width += std::uint64_t(4 * l.hidden + (2 * l.n_heads + 2 * l.n_kv_heads) * l.head_dim + 3 * l.intermediate);
   const std::uint64_t targets = std::min(tokens, prompts * std::uint64_t(cfg.rollout.n * cfg.data.max_response_length));
   const std::uint64_t logits = std::min(targets * std::uint64_t(model.vocab_size) * 4, most_kept_logits);
-  return tokens * width * std::uint64_t(model.n_layers) * element + logits;
+  return tokens * width * element + logits;
 }
 
 std::uint64_t control_group_limit() {

@@ -1,10 +1,10 @@
 #include "cli/memory.hpp"
-#include "cli/model_tensors.hpp"
 #include "cli/report.hpp"
 #include "cli/validate.hpp"
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "model/compute.hpp"
+#include "model/layout.hpp"
 #include "model/registry.hpp"
 #include <algorithm>
 #include <cstdlib>
@@ -55,7 +55,7 @@ TEST_F(cli_support, expected_tensors_are_the_models_parameters) {
   compute where(1);
   for (const bool tied : {false, true}) {
     const auto model = make_model(tiny(tied), model_options{}, where);
-    const auto expected = expected_tensors(tiny(tied));
+    const auto expected = tensors_of(tiny(tied));
     ASSERT_EQ(model->parameters().size(), expected.size());
     for (std::size_t i = 0; i < expected.size(); ++i) {
       const auto& p = model->parameters()[i];

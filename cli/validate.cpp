@@ -1,9 +1,9 @@
 #include "cli/validate.hpp"
 #include "cli/memory.hpp"
-#include "cli/model_tensors.hpp"
 #include "core/error.hpp"
 #include "experience/reward.hpp"
 #include "model/registry.hpp"
+#include "model/weights/tensor_check.hpp"
 #include <algorithm>
 #include <array>
 #include <system_error>
@@ -31,7 +31,7 @@ model_config check_model_directory(const fs::path& dir, const std::string& key) 
 
 void count_parameters(validated_run& run) {
   std::vector<bool> used(run.cfg.model.trainable.size());
-  for (const auto& tensor : expected_tensors(run.model)) {
+  for (const auto& tensor : tensors_of(run.model)) {
     bool trained = false;
     for (std::size_t i = 0; i < used.size(); ++i)
       if (glob_match(run.cfg.model.trainable[i], tensor.name))

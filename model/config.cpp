@@ -1,9 +1,7 @@
 #include "model/config.hpp"
 #include "core/error.hpp"
 #include "core/files.hpp"
-#include "model/weights/json.hpp"
-#include <cmath>
-#include <limits>
+#include "model/config_parts.hpp"
 
 namespace troupe {
 
@@ -11,114 +9,13 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::int64_t max_size = std::numeric_limits<std::int32_t>::max();
-
-/// A JSON object of a configuration file; every getter names file and key when it refuses. A null value counts as absent.
-class section {
-public:
-  section(const nlohmann::json& object, std::string file, std::string prefix = "")
-      : object_(&object), file_(std::move(file)), prefix_(std::move(prefix)) {}
-
-  [[noreturn]] void refuse(const std::string& key, const std::string& reason) const {
-    throw error(errc::bad_input, file_ + ": " + prefix_ + key + ": " + reason);
-  }
-  [[noreturn]] void unsupported(const std::string& key, const std::string& value, const std::string& known) const {
-    throw error(errc::unsupported, file_ + ": " + prefix_ + key + " = " + value + ": this version knows " + known);
-  }
-
-  const nlohmann::json* find(const std::string& key) const {
-    const auto found = object_->find(key);
-    return found == object_->end() || found->is_null() ? nullptr : &*found;
-  }
-  const nlohmann::json& require(const std::string& key) const {
-    const auto* value = find(key);
-    if (value == nullptr)
-      refuse(key, "is missing");
-    return *value;
-  }
-
-  /// An integer from `least` to 2^31 - 1.
-  std::int64_t integer(const std::string& key, const nlohmann::json& value, std::int64_t least) const {
-    if (!value.is_number_integer())
-      refuse(key, std::string("must be an integer, found ") + shown(value));
-    const bool too_large = value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t(max_size);
-    if (too_large || value.get<std::int64_t>() < least)
-      refuse(key, shown(value) + " is out of range " + std::to_string(least) + " to " + std::to_string(max_size));
-    return value.get<std::int64_t>();
-  }
-  std::int64_t size(const std::string& key) const { return integer(key, require(key), 1); }
-  std::int64_t size(const std::string& key, std::int64_t otherwise) const {
-    const auto* value = find(key);
-    return value == nullptr ? otherwise : integer(key, *value, 1);
-  }
-
-  double positive(const std::string& key, const nlohmann::json& value) const {
-    if (!value.is_number())
-      refuse(key, std::string("must be a number, found ") + shown(value));
-    const auto number = value.get<double>();
-    if (!std::isfinite(number) || number <= 0)
-      refuse(key, shown(value) + " must be greater than 0");
-    return number;
-  }
-  double positive(const std::string& key) const { return positive(key, require(key)); }
-  double positive(const std::string& key, double otherwise) const {
-    const auto* value = find(key);
-    return value == nullptr ? otherwise : positive(key, *value);
-  }
-
-  bool flag(const std::string& key, bool otherwise) const {
-    const auto* value = find(key);
-    if (value != nullptr && !value->is_boolean())
-      refuse(key, std::string("must be true or false, found ") + shown(*value));
-    return value == nullptr ? otherwise : value->get<bool>();
-  }
-
-  std::string text(const std::string& key, const std::string& otherwise) const {
-    const auto* value = find(key);
-    if (value != nullptr && !value->is_string())
-      refuse(key, std::string("must be a string, found ") + shown(*value));
-    return value == nullptr ? otherwise : value->get<std::string>();
-  }
-
-  std::optional<section> object(const std::string& key) const {
-    const auto* value = find(key);
-    if (value == nullptr)
-      return std::nullopt;
-    if (!value->is_object())
-      refuse(key, std::string("must be an object, found ") + shown(*value));
-    return section(*value, file_, prefix_ + key + ".");
-  }
-  bool empty() const { return object_->empty(); }
-
-private:
-  static std::string shown(const nlohmann::json& value) {
-    const auto text = value.dump();
-    return text.size() > 80 ? text.substr(0, 80) + "..." : text;
-  }
-
-  const nlohmann::json* object_;
-  std::string file_, prefix_;
-};
-
-std::vector<std::int32_t> token_ids(const section& from, const std::string& key) {
-  std::vector<std::int32_t> ids;
-  const auto* value = from.find(key);
-  if (value == nullptr)
-    return ids;
-  if (!value->is_array())
-    return {std::int32_t(from.integer(key, *value, 0))};
-  for (const auto& entry : *value)
-    ids.push_back(std::int32_t(from.integer(key, entry, 0)));
-  return ids;
-}
-
-void check_partial_rotary(const section& from) {
+void check_partial_rotary(const json_section& from) {
   if (const auto factor = from.positive("partial_rotary_factor", 1.0); factor != 1.0)
     from.unsupported("partial_rotary_factor", std::to_string(factor), "1 alone");
 }
 
 /// As Transformers 5 reads it: a non-empty `rope_scaling` wins over `rope_parameters`, a theta inside over the one outside.
-rope_config parse_rope(const section& top) {
+rope_config parse_rope(const json_section& top) {
   rope_config rope;
   rope.theta = top.positive("rope_theta", rope.theta);
   check_partial_rotary(top);
@@ -147,7 +44,7 @@ rope_config parse_rope(const section& top) {
   return rope;
 }
 
-layer_config parse_layer(const section& from) {
+layer_config parse_layer(const json_section& from) {
   layer_config layer;
   layer.hidden = from.size("hidden_size");
   layer.intermediate = from.size("intermediate_size");
@@ -171,7 +68,7 @@ layer_config parse_layer(const section& from) {
 }
 
 /// Options whose other values change the computation.
-void check_llama_options(const section& from) {
+void check_llama_options(const json_section& from) {
   if (const auto act = from.text("hidden_act", "silu"); act != "silu")
     from.unsupported("hidden_act", in_quotes(act), "silu");
   for (const auto* key : {"attention_bias", "mlp_bias"})
@@ -183,7 +80,21 @@ void check_llama_options(const section& from) {
     from.unsupported("quantization_config", "{...}", "unquantised weights alone");
 }
 
-std::optional<dtype> parse_declared(const section& from) {
+} // namespace
+
+std::vector<std::int32_t> parse_token_ids(const json_section& from, const std::string& key) {
+  std::vector<std::int32_t> ids;
+  const auto* value = from.find(key);
+  if (value == nullptr)
+    return ids;
+  if (!value->is_array())
+    return {std::int32_t(from.integer(key, *value, 0))};
+  for (const auto& entry : *value)
+    ids.push_back(std::int32_t(from.integer(key, entry, 0)));
+  return ids;
+}
+
+std::optional<dtype> parse_declared_dtype(const json_section& from) {
   const auto name = from.text(from.find("dtype") != nullptr ? "dtype" : "torch_dtype", "");
   if (name == "float32")
     return dtype::f32;
@@ -192,7 +103,7 @@ std::optional<dtype> parse_declared(const section& from) {
   return std::nullopt;
 }
 
-model_config parse_llama(const section& from) {
+model_config parse_llama(const json_section& from) {
   check_llama_options(from);
   model_config cfg;
   cfg.vocab_size = from.size("vocab_size");
@@ -202,20 +113,29 @@ model_config parse_llama(const section& from) {
   cfg.max_position_embeddings = from.size("max_position_embeddings", cfg.max_position_embeddings);
   if (const auto* bos = from.find("bos_token_id"))
     cfg.bos_token_id = from.integer("bos_token_id", *bos, 0);
-  cfg.eos_token_ids = token_ids(from, "eos_token_id");
-  cfg.declared_dtype = parse_declared(from);
+  cfg.eos_token_ids = parse_token_ids(from, "eos_token_id");
+  cfg.declared_dtype = parse_declared_dtype(from);
   return cfg;
 }
 
-/// One entry an architecture: how its configuration is read, and its `model_type`.
+namespace {
+
+/// One entry an architecture: its `model_type` and head, how its configuration is read and what only its family writes.
 struct architecture_entry {
   const char* name;
   const char* model_type;
-  model_config (*parse)(const section&);
+  head_kind head;
+  model_config (*parse)(const json_section&);
+  nlohmann::json (*write)(const model_config&);
 };
 
 constexpr architecture_entry known_architectures[] = {
-    {"LlamaForCausalLM", "llama", parse_llama},
+    {"LlamaForCausalLM", "llama", head_kind::lm, parse_llama, llama_json},
+    {"LlamaForTokenClassification", "llama", head_kind::value, parse_llama, llama_json},
+    {"LlamaForSequenceClassification", "llama", head_kind::reward, parse_llama, llama_json},
+    {"CustomSplitLLamaForCausalLM", "custom_split_llama", head_kind::lm, parse_split, split_json},
+    {"CustomSplitLLamaForTokenClassification", "custom_split_llama", head_kind::value, parse_split, split_json},
+    {"CustomSplitLLamaForSequenceClassification", "custom_split_llama", head_kind::reward, parse_split, split_json},
 };
 
 std::string known_names() {
@@ -245,6 +165,31 @@ nlohmann::json rope_json(const rope_config& rope) {
           {"original_max_position_embeddings", rope.original_max_position}};
 }
 
+} // namespace
+
+nlohmann::json llama_json(const model_config& cfg) {
+  const auto rope = rope_json(cfg.layer.rope);
+  // Transformers 4 reads rope_theta and rope_scaling; 5 writes rope_parameters, and reads both.
+  return {
+      {"hidden_size", cfg.layer.hidden},
+      {"intermediate_size", cfg.layer.intermediate},
+      {"num_hidden_layers", cfg.n_layers},
+      {"num_attention_heads", cfg.layer.n_heads},
+      {"num_key_value_heads", cfg.layer.n_kv_heads},
+      {"head_dim", cfg.layer.head_dim},
+      {"hidden_act", "silu"},
+      {"attention_bias", false},
+      {"attention_dropout", 0.0},
+      {"mlp_bias", false},
+      {"rms_norm_eps", cfg.layer.rms_norm_eps},
+      {"rope_theta", cfg.layer.rope.theta},
+      {"rope_scaling", cfg.layer.rope.kind == rope_kind::standard ? nlohmann::json(nullptr) : rope},
+      {"rope_parameters", rope},
+  };
+}
+
+namespace {
+
 nlohmann::json eos_json(const std::vector<std::int32_t>& ids) {
   if (ids.empty())
     return nullptr;
@@ -255,7 +200,7 @@ nlohmann::json eos_json(const std::vector<std::int32_t>& ids) {
 
 model_config parse_model_config(std::string_view json_text, const std::string& file) {
   const auto json = parse_json_object(json_text, file);
-  const section top(json, file);
+  const json_section top(json, file);
   const auto& names = top.require("architectures");
   if (!names.is_array() || names.empty() || !names[0].is_string())
     top.refuse("architectures", "must be a list that begins with a name");
@@ -265,6 +210,7 @@ model_config parse_model_config(std::string_view json_text, const std::string& f
     top.unsupported("architectures[0]", in_quotes(name), known_names());
   auto cfg = entry->parse(top);
   cfg.architecture = name;
+  cfg.head = entry->head;
   return cfg;
 }
 
@@ -279,35 +225,24 @@ std::string to_config_json(const model_config& cfg, dtype declared) {
     throw error(errc::unsupported, "cannot write a config.json for " + in_quotes(cfg.architecture) + " in " +
                                        std::string(name_of(declared)) + ": this version knows " + known_names() + " in F32 and BF16");
   const auto* type = declared == dtype::f32 ? "float32" : "bfloat16";
-  const auto rope = rope_json(cfg.layer.rope);
-  // Transformers 4 reads rope_theta, rope_scaling and torch_dtype; 5 writes rope_parameters and dtype, and reads both.
-  const nlohmann::json json = {
+  nlohmann::json json = {
       {"architectures", {cfg.architecture}},
       {"model_type", entry->model_type},
       {"vocab_size", cfg.vocab_size},
-      {"hidden_size", cfg.layer.hidden},
-      {"intermediate_size", cfg.layer.intermediate},
-      {"num_hidden_layers", cfg.n_layers},
-      {"num_attention_heads", cfg.layer.n_heads},
-      {"num_key_value_heads", cfg.layer.n_kv_heads},
-      {"head_dim", cfg.layer.head_dim},
-      {"hidden_act", "silu"},
-      {"attention_bias", false},
-      {"attention_dropout", 0.0},
-      {"mlp_bias", false},
       {"initializer_range", 0.02},
-      {"rms_norm_eps", cfg.layer.rms_norm_eps},
       {"max_position_embeddings", cfg.max_position_embeddings},
       {"tie_word_embeddings", cfg.tie_word_embeddings},
       {"use_cache", true},
       {"bos_token_id", cfg.bos_token_id < 0 ? nlohmann::json(nullptr) : nlohmann::json(cfg.bos_token_id)},
       {"eos_token_id", eos_json(cfg.eos_token_ids)},
-      {"rope_theta", cfg.layer.rope.theta},
-      {"rope_scaling", cfg.layer.rope.kind == rope_kind::standard ? nlohmann::json(nullptr) : rope},
-      {"rope_parameters", rope},
       {"dtype", type},
       {"torch_dtype", type},
   };
+  if (cfg.head == head_kind::value || cfg.head == head_kind::reward) { // Transformers counts labels by these
+    json["id2label"] = {{"0", "LABEL_0"}};
+    json["label2id"] = {{"LABEL_0", 0}};
+  }
+  json.update(entry->write(cfg));
   return json.dump(2) + "\n";
 }
 
@@ -317,8 +252,8 @@ std::vector<std::int32_t> load_eos_token_ids(const fs::path& dir, const model_co
   if (!fs::exists(file, ignored))
     return cfg.eos_token_ids;
   const auto json = parse_json_object(read_file(file), file.string());
-  const section from(json, file.string());
-  return from.find("eos_token_id") == nullptr ? cfg.eos_token_ids : token_ids(from, "eos_token_id");
+  const json_section from(json, file.string());
+  return from.find("eos_token_id") == nullptr ? cfg.eos_token_ids : parse_token_ids(from, "eos_token_id");
 }
 
 } // namespace troupe

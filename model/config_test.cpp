@@ -199,7 +199,9 @@ TEST(model_config, names_the_key_of_bad_input) {
 
 TEST(model_config, names_what_this_version_lacks) {
   const std::pair<const char*, const char*> rows[] = {
-      {R"({"architectures":["MambaForCausalLM"]})", "c.json: architectures[0] = \"MambaForCausalLM\": this version knows LlamaForCausalLM"},
+      {R"({"architectures":["MambaForCausalLM"]})", "c.json: architectures[0] = \"MambaForCausalLM\": this version knows LlamaForCausalLM, LlamaForTokenClassification, "
+       "LlamaForSequenceClassification, CustomSplitLLamaForCausalLM, CustomSplitLLamaForTokenClassification, "
+       "CustomSplitLLamaForSequenceClassification"},
       {R"({"hidden_act":"gelu"})", "c.json: hidden_act = \"gelu\": this version knows silu"},
       {R"({"attention_bias":true})", "c.json: attention_bias = true: this version knows false alone"},
       {R"({"mlp_bias":true})", "c.json: mlp_bias = true: this version knows false alone"},

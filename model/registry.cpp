@@ -1,12 +1,10 @@
 #include "model/registry.hpp"
 #include "core/error.hpp"
 #include "model/decoder_lm.hpp"
-#include "model/weights/safetensors.hpp"
+#include "model/weights/tensor_check.hpp"
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <map>
-#include <set>
 
 namespace troupe {
 
@@ -14,7 +12,8 @@ using kernels::bf16;
 
 namespace {
 
-template <class T> std::shared_ptr<causal_lm> make_llama(const model_config& cfg, const model_options& options, compute& where) {
+template <class T>
+std::shared_ptr<causal_lm> make_llama(const model_config& cfg, const model_options& options, compute& where) {
   composition<T> parts;
   auto embedding = std::make_unique<embedding_block<T>>("model.embed_tokens.weight", cfg.vocab_size, cfg.layer.hidden);
   weight* tied = cfg.tie_word_embeddings ? &embedding->table() : nullptr;
@@ -27,7 +26,9 @@ template <class T> std::shared_ptr<causal_lm> make_llama(const model_config& cfg
 }
 
 using maker = std::shared_ptr<causal_lm> (*)(const model_config&, const model_options&, compute&);
-struct architecture { maker f32, bf16_; };
+struct architecture {
+  maker f32, bf16_;
+};
 
 // Every architecture: its composition for both compute types.
 const std::map<std::string, architecture>& table() {
@@ -37,21 +38,21 @@ const std::map<std::string, architecture>& table() {
   return known;
 }
 
-// Tensors that files may hold and no model reads.
-bool ignored(const std::string& name) { return name.ends_with(".rotary_emb.inv_freq"); }
-
-std::string spelled(const std::vector<std::int64_t>& shape) {
-  std::string s = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i)
-    s += (i ? ", " : "") + std::to_string(shape[i]);
-  return s + "]";
+// A tied head that is also in the files must be the embedding.
+void check_tied_head(const safetensors_reader& files, const model_config& cfg) {
+  const tensor_info* head = cfg.tie_word_embeddings ? files.find("lm_head.weight") : nullptr;
+  const tensor_info& table = *files.find("model.embed_tokens.weight");
+  if (head &&
+      (head->type != table.type || head->shape != table.shape || std::memcmp(head->bytes.data(), table.bytes.data(), head->n_bytes) != 0))
+    throw error{errc::bad_input, files.path().string() + ": tensor lm_head.weight " + spelled(head->shape) + " belongs to no part of " +
+                                     cfg.architecture + " with tie_word_embeddings; it differs from the embedding"};
 }
 
 void check_finite(std::span<const float> values, const std::string& name, const std::filesystem::path& dir) {
   for (std::size_t i = 0; i < values.size(); ++i)
     if (!std::isfinite(values[i]))
-      throw error{errc::bad_input, dir.string() + ": tensor " + name + " holds " + (std::isnan(values[i]) ? "NaN" : "infinity") + " at element " +
-                                       std::to_string(i) + "; weights must be finite"};
+      throw error{errc::bad_input, dir.string() + ": tensor " + name + " holds " + (std::isnan(values[i]) ? "NaN" : "infinity") +
+                                       " at element " + std::to_string(i) + "; weights must be finite"};
 }
 
 } // namespace
@@ -78,28 +79,14 @@ std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_optio
 
 void load_weights(causal_lm& model, const std::filesystem::path& dir) {
   const safetensors_reader files{dir};
-  std::set<std::string> wanted;
-  for (const parameter& p : model.parameters()) {
-    wanted.insert(p.name);
-    const tensor_info* t = files.find(p.name);
-    if (!t)
-      throw error{errc::bad_input, dir.string() + ": tensor " + p.name + " " + spelled(p.shape) + " is missing"};
-    if (t->shape != p.shape)
-      throw error{errc::bad_input, dir.string() + ": tensor " + p.name + " is " + spelled(t->shape) + ", config.json makes it " + spelled(p.shape)};
-    if (t->type != dtype::f32 && t->type != dtype::bf16 && t->type != dtype::f16 && t->type != dtype::f64)
-      throw error{errc::bad_input, dir.string() + ": tensor " + p.name + " is of type " + std::string(name_of(t->type)) + "; a weight is F32, BF16, F16 or F64"};
-  }
-  const tensor_info* head = files.find("lm_head.weight");
-  const tensor_info* embedding = files.find("model.embed_tokens.weight");
-  const bool same_head = model.config().tie_word_embeddings && head && embedding && head->type == embedding->type &&
-                         head->shape == embedding->shape && std::memcmp(head->bytes.data(), embedding->bytes.data(), head->n_bytes) == 0;
-  for (const auto& [name, t] : files.tensors())
-    if (!wanted.contains(name) && !ignored(name) && !(name == "lm_head.weight" && same_head))
-      throw error{errc::bad_input, dir.string() + ": tensor " + name + " " + spelled(t.shape) + " belongs to no part of " + model.config().architecture};
-
+  check_tensors(files, model.config());
+  check_tied_head(files, model.config());
   std::vector<float> values;
   for (const parameter& p : model.parameters()) {
-    const tensor_info& t = *files.find(p.name);
+    const tensor_info* found = files.find(p.name);
+    if (!found)
+      continue; // optional, zero
+    const tensor_info& t = *found;
     std::span<float> as_f32 = p.master;
     if (as_f32.empty()) {
       values.resize(p.numel());

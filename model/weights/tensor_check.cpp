@@ -1,0 +1,50 @@
+#include "model/weights/tensor_check.hpp"
+#include "core/error.hpp"
+#include <set>
+
+namespace troupe {
+
+namespace {
+
+bool is_float(dtype type) { return type == dtype::f32 || type == dtype::bf16 || type == dtype::f16 || type == dtype::f64; }
+
+} // namespace
+
+std::string spelled(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (const auto size : shape)
+    text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  return text + "]";
+}
+
+bool is_ignored(const std::string& name, const model_config& cfg) {
+  return name.ends_with(".rotary_emb.inv_freq") || (cfg.tie_word_embeddings && name == "lm_head.weight");
+}
+
+const tensor_info* check_tensor(const safetensors_reader& files, const std::string& name, const tensor_spec& expected) {
+  const tensor_info* found = files.find(name);
+  const std::string tensor = files.path().string() + ": tensor " + name + " ";
+  if (!found && expected.optional)
+    return nullptr;
+  if (!found)
+    throw error(errc::bad_input, tensor + spelled(expected.shape) + " is missing");
+  if (found->shape != expected.shape)
+    throw error(errc::bad_input, tensor + "is " + spelled(found->shape) + ", config.json makes it " + spelled(expected.shape));
+  if (!is_float(found->type))
+    throw error(errc::bad_input, tensor + "is of type " + std::string(name_of(found->type)) + "; a weight is F32, BF16, F16 or F64");
+  return found;
+}
+
+void check_tensors(const safetensors_reader& files, const model_config& cfg) {
+  std::set<std::string> wanted;
+  for (const auto& expected : tensors_of(cfg)) {
+    wanted.insert(expected.name);
+    check_tensor(files, expected.name, expected);
+  }
+  for (const auto& [name, tensor] : files.tensors())
+    if (!wanted.contains(name) && !is_ignored(name, cfg))
+      throw error(errc::bad_input,
+                  files.path().string() + ": tensor " + name + " " + spelled(tensor.shape) + " belongs to no part of " + cfg.architecture);
+}
+
+} // namespace troupe
