@@ -2,6 +2,7 @@
 #include "cli/command.hpp"
 #include "core/error.hpp"
 #include <cstdio>
+#include <optional>
 
 namespace troupe {
 
@@ -13,14 +14,22 @@ struct convert_options {
 
 using converter = conversion (*)(const std::filesystem::path& source, const std::filesystem::path& target, dtype type);
 
-int run_convert(const convert_options& options, converter convert) {
-  if (options.dtype_name != "float32" && options.dtype_name != "bfloat16")
-    throw error(errc::bad_usage, "--dtype " + options.dtype_name + ": convert writes float32 or bfloat16");
-  const auto done = convert(options.source, options.target, options.dtype_name == "float32" ? dtype::f32 : dtype::bf16);
+dtype dtype_from_option(const std::string& name) {
+  if (name != "float32" && name != "bfloat16")
+    throw error(errc::bad_usage, "--dtype " + name + ": convert writes float32 or bfloat16");
+  return name == "float32" ? dtype::f32 : dtype::bf16;
+}
+
+void print_conversion(const conversion& done, const std::string& target, const std::string& types) {
   for (const auto& line : done.passed_over)
     std::fprintf(stderr, "troupe: %s\n", line.c_str());
-  std::fprintf(stderr, "%s -> %s: %zu tensors, %.1f million parameters, %s\n", done.source.string().c_str(), options.target.c_str(),
-               done.tensors, double(done.parameters) / 1e6, options.dtype_name.c_str());
+  std::fprintf(stderr, "%s -> %s: %zu tensors, %.1f million parameters, %s\n", done.source.string().c_str(), target.c_str(), done.tensors,
+               double(done.parameters) / 1e6, types.c_str());
+}
+
+int run_convert(const convert_options& options, converter convert) {
+  const auto done = convert(options.source, options.target, dtype_from_option(options.dtype_name));
+  print_conversion(done, options.target, options.dtype_name);
   return 0;
 }
 
@@ -33,13 +42,36 @@ void add_conversion(CLI::App& convert, action& chosen, const char* name, const c
   app->callback([&chosen, options, function] { chosen = [options, function] { return run_convert(*options, function); }; });
 }
 
+void add_split(CLI::App& convert, action& chosen) {
+  struct options {
+    std::string config, target, dtype_name;
+    std::uint64_t seed = 0;
+  };
+  auto* app = convert.add_subcommand("split", "two models and an adapter to one split checkpoint");
+  auto o = std::make_shared<options>();
+  app->add_option("CONFIG.json", o->config, "a split model's configuration, with path8b and path70b")->required();
+  app->add_option("DIR", o->target, "directory to write; must not exist or be empty")->required();
+  app->add_option("--dtype", o->dtype_name, "float32 | bfloat16; default: every tensor keeps its source's");
+  app->add_option("--seed", o->seed, "of adapter_init = \"normal\" and of a new value head")->capture_default_str();
+  app->callback([&chosen, o] {
+    chosen = [o] {
+      std::optional<dtype> type;
+      if (!o->dtype_name.empty())
+        type = dtype_from_option(o->dtype_name);
+      const auto done = convert_split(o->config, o->target, type, o->seed);
+      print_conversion(done, o->target, o->dtype_name.empty() ? "in their sources' types" : o->dtype_name);
+      return 0;
+    };
+  });
+}
+
 /// A conversion of the interface that this version lacks: says so, whatever its arguments are.
 void add_missing(CLI::App& convert, action& chosen, const char* name, const char* help) {
   auto* app = convert.add_subcommand(name, help);
   app->allow_extras();
   app->callback([&chosen, name] {
     chosen = [name]() -> int {
-      throw error(errc::unsupported, std::string("convert ") + name + ": this version cannot do it; it converts gguf and hf");
+      throw error(errc::unsupported, std::string("convert ") + name + ": this version cannot do it; it converts gguf, hf and split");
     };
   });
 }
@@ -51,7 +83,7 @@ void add_convert(CLI::App& root, action& chosen) {
   convert->require_subcommand(1);
   add_conversion(*convert, chosen, "gguf", "SRC.gguf", "a GGUF file of the Llama family to a Hugging Face directory", convert_gguf);
   add_conversion(*convert, chosen, "hf", "RUN_OR_CHECKPOINT", "a trained checkpoint to a Hugging Face directory", convert_hf);
-  add_missing(*convert, chosen, "split", "two models and an adapter to one split checkpoint (not in this version)");
+  add_split(*convert, chosen);
   add_missing(*convert, chosen, "join", "one directory from parallel shards (not in this version)");
   add_missing(*convert, chosen, "shard", "parallel shards from one directory (not in this version)");
 }

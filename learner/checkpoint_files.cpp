@@ -105,7 +105,7 @@ void write_learner_files(const fs::path& dir, const fs::path& source, causal_lm&
                          const learner_counters& counters) {
   write_weights(dir, source, model.parameters());
   write_moments(dir, model.parameters(), state);
-  write_file(dir / "config.json", to_config_json(model.config(), declared));
+  write_model_config(dir, model.config(), declared);
   copy_tokenizer_files(source, dir);
   const json all = {{"format", format_version},
                     {"step", counters.step},

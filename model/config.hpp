@@ -70,6 +70,10 @@ struct model_config {
 model_config parse_model_config(std::string_view json_text, const std::string& file);
 model_config load_model_config(const std::filesystem::path& dir);
 
+/// The two models that a split model is made of, whole.
+struct whole_models { model_config first, second; };
+whole_models sources_of(const split_config& split);
+
 /// config.json's text for a directory that troupe writes; `parse_model_config` gives the same struct back.
 std::string to_config_json(const model_config& cfg, dtype declared);
 

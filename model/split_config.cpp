@@ -104,6 +104,16 @@ model_config parse_split(const json_section& top) {
   return cfg;
 }
 
+whole_models sources_of(const split_config& split) {
+  const auto parsed = [](const std::string& text, const char* name) {
+    const auto json = nlohmann::json::parse(text);
+    model_config cfg = parse_llama(json_section(json, name));
+    cfg.architecture = "LlamaForCausalLM";
+    return cfg;
+  };
+  return {parsed(split.config_8, "config_8b"), parsed(split.config_70, "config_70b")};
+}
+
 nlohmann::json split_json(const model_config& cfg) {
   const auto& split = cfg.split.value();
   const std::string module = "modeling_custom_split_llama.";

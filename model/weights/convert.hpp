@@ -2,7 +2,7 @@
 #include "core/dtype.hpp"
 #include <cstdint>
 #include <filesystem>
-#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,5 +25,11 @@ conversion convert_gguf(const std::filesystem::path& source, const std::filesyst
 /// A run's newest whole checkpoint, or one checkpoint directory, to a clean Hugging Face directory: float tensors as `type`,
 /// everything that is not the model's left out. Same promises as convert_gguf.
 conversion convert_hf(const std::filesystem::path& source, const std::filesystem::path& target, dtype type);
+
+/// Two models and an adapter, as a split model's configuration file says, to one split checkpoint. type: of every tensor; none:
+/// each keeps its source's, a new adapter the second model's. seed: of `adapter_init = "normal"` and of a new value head.
+/// Tokenizer and generation configuration are the first model's. Memory: the largest tensor. Same promises as convert_gguf.
+conversion convert_split(const std::filesystem::path& config, const std::filesystem::path& target, std::optional<dtype> type,
+                         std::uint64_t seed);
 
 } // namespace troupe

@@ -1,5 +1,6 @@
 #include "model/weights/export.hpp"
 #include "core/files.hpp"
+#include "model/weights/modeling_file.hpp"
 #include <system_error>
 
 namespace troupe {
@@ -13,6 +14,16 @@ void copy_tokenizer_files(const fs::path& source, const fs::path& target) {
     if (fs::exists(source / name, ignored))
       write_file(target / name, read_file(source / name));
   }
+}
+
+void write_modeling_file(const fs::path& dir, const model_config& cfg) {
+  if (cfg.split)
+    write_file(dir / "modeling_custom_split_llama.py", modeling_file_text);
+}
+
+void write_model_config(const fs::path& dir, const model_config& cfg, dtype declared) {
+  write_file(dir / "config.json", to_config_json(cfg, declared));
+  write_modeling_file(dir, cfg);
 }
 
 } // namespace troupe

@@ -4,7 +4,7 @@
 #include "model/weights/convert.hpp"
 #include "model/weights/export.hpp"
 #include "model/weights/json.hpp"
-#include "model/weights/safetensors.hpp"
+#include "model/weights/tensor_check.hpp"
 #include <algorithm>
 #include <optional>
 
@@ -50,6 +50,7 @@ std::vector<fs::path> checkpoints_of(const fs::path& dir) {
 /// An open checkpoint: its configuration as written, and its tensors.
 struct checkpoint {
   fs::path dir;
+  model_config model;
   nlohmann::json config;
   safetensors_reader weights;
 };
@@ -57,8 +58,10 @@ struct checkpoint {
 checkpoint open_checkpoint(const fs::path& dir) {
   const auto file = dir / "config.json";
   const auto text = read_file(file);
-  parse_model_config(text, file.string());
-  return {dir, parse_json_object(text, file.string()), safetensors_reader(dir)};
+  auto model = parse_model_config(text, file.string());
+  safetensors_reader weights(dir);
+  check_tensors(weights, model);
+  return {dir, std::move(model), parse_json_object(text, file.string()), std::move(weights)};
 }
 
 checkpoint find_checkpoint(const fs::path& source, std::vector<std::string>& passed_over) {
@@ -88,8 +91,11 @@ conversion convert_hf(const fs::path& source, const fs::path& target, dtype type
   done.source = from.dir;
   staged_directory staged(target);
   copy_tokenizer_files(from.dir, staged.path());
+  if (from.model.split) // complete, whatever paths it was read through
+    from.config.update(nlohmann::json::parse(to_config_json(from.model, type)));
   from.config["dtype"] = from.config["torch_dtype"] = type == dtype::f32 ? "float32" : "bfloat16";
   write_file(staged.path() / "config.json", from.config.dump(2) + "\n");
+  write_modeling_file(staged.path(), from.model);
   std::vector<tensor_to_make> tensors;
   for (const auto& [name, info] : from.weights.tensors()) {
     const auto to = is_float(info.type) ? type : info.type;

@@ -1,5 +1,7 @@
 #include "model/weights/tensor_check.hpp"
 #include "core/error.hpp"
+#include <algorithm>
+#include <cmath>
 #include <set>
 
 namespace troupe {
@@ -33,6 +35,22 @@ const tensor_info* check_tensor(const safetensors_reader& files, const std::stri
   if (!is_float(found->type))
     throw error(errc::bad_input, tensor + "is of type " + std::string(name_of(found->type)) + "; a weight is F32, BF16, F16 or F64");
   return found;
+}
+
+void check_finite(const safetensors_reader& files, const tensor_info& tensor) {
+  constexpr std::size_t piece = 1 << 16;
+  std::vector<float> values(piece);
+  const std::size_t n = tensor.n_bytes / size_of(tensor.type);
+  for (std::size_t begin = 0; begin < n; begin += piece) {
+    const std::size_t count = std::min(piece, n - begin);
+    convert_elements(tensor.type, tensor.bytes.data() + begin * size_of(tensor.type), dtype::f32,
+                     reinterpret_cast<std::byte*>(values.data()), count);
+    for (std::size_t i = 0; i < count; ++i)
+      if (!std::isfinite(values[i]))
+        throw error(errc::bad_input, files.path().string() + ": tensor " + tensor.name + " holds " +
+                                         (std::isnan(values[i]) ? "NaN" : "infinity") + " at element " + std::to_string(begin + i) +
+                                         "; weights must be finite");
+  }
 }
 
 void check_tensors(const safetensors_reader& files, const model_config& cfg) {

@@ -15,6 +15,9 @@ const tensor_info* check_tensor(const safetensors_reader& files, const std::stri
 /// Tensors that files may hold and no model reads; a tied head's copy among them.
 bool is_ignored(const std::string& name, const model_config& cfg);
 
+/// Throws errc::bad_input naming tensor and element unless all of its elements are finite.
+void check_finite(const safetensors_reader& files, const tensor_info& tensor);
+
 /// "[2, 3]".
 std::string spelled(const std::vector<std::int64_t>& shape);
 
