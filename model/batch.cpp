@@ -10,7 +10,8 @@ namespace {
 std::int32_t blocks_for(std::int64_t tokens) { return std::int32_t((tokens + kv_block_tokens - 1) / kv_block_tokens); }
 
 // Appends rows for ids[from, end) at those positions as a segment whose block table is `blocks`.
-std::int32_t append_rows(token_batch& tokens, const std::vector<std::int32_t>& ids, std::int32_t position, std::vector<std::int32_t> blocks) {
+std::int32_t append_rows(token_batch& tokens, const std::vector<std::int32_t>& ids, std::int32_t position,
+                         std::vector<std::int32_t> blocks) {
   const auto row = std::int32_t(tokens.ids.size());
   tokens.ids.insert(tokens.ids.end(), ids.begin(), ids.end());
   for (std::size_t i = 0; i < ids.size(); ++i)
@@ -67,6 +68,67 @@ void batch_builder::add_sequence(const std::vector<std::int32_t>& ids, std::int3
     batch_.target_rows.push_back(row + std::int32_t(i) - 1);
     batch_.targets.push_back(ids[i]);
   }
+}
+
+namespace {
+
+// Segments [first, last) of the whole; their rows are consecutive, and so are their sequences' own blocks.
+batch_part part_of(const packed_batch& whole, std::size_t first, std::size_t last) {
+  batch_part part;
+  const token_batch& from = whole.tokens;
+  token_batch& to = part.batch.tokens;
+  const std::int32_t row0 = from.segments[first].row_begin, row1 = from.segments[last - 1].row_end;
+  to.ids.assign(from.ids.begin() + row0, from.ids.begin() + row1);
+  to.positions.assign(from.positions.begin() + row0, from.positions.begin() + row1);
+  std::vector<std::int32_t> block_of(std::size_t(from.n_blocks), -1);
+  const auto renumbered = [&](std::int32_t block) {
+    auto& number = block_of[std::size_t(block)];
+    return number >= 0 ? number : number = to.n_blocks++;
+  };
+  for (std::size_t s = first; s < last; ++s) {
+    segment moved = from.segments[s];
+    moved.row_begin -= row0;
+    moved.row_end -= row0;
+    for (auto& block : moved.blocks)
+      block = renumbered(block);
+    to.segments.push_back(std::move(moved));
+  }
+  for (const kv_copy& c : from.copies)
+    if (c.row >= row0 && c.row < row1)
+      to.copies.push_back({c.row - row0, renumbered(c.block), c.slot});
+  for (std::size_t i = 0; i < whole.targets.size(); ++i)
+    if (whole.target_rows[i] >= row0 && whole.target_rows[i] < row1) {
+      part.batch.target_rows.push_back(whole.target_rows[i] - row0);
+      part.batch.targets.push_back(whole.targets[i]);
+      part.targets.push_back(std::int32_t(i));
+    }
+  return part;
+}
+
+} // namespace
+
+std::vector<batch_part> cut_batch(const packed_batch& whole, int parts) {
+  const auto& segments = whole.tokens.segments;
+  const auto total = std::int64_t(whole.tokens.ids.size());
+  std::vector<std::size_t> begins; // of the parts
+  std::int64_t current = -1;
+  for (std::size_t s = 0; s < segments.size();) {
+    std::size_t end = s + 1;
+    while (end < segments.size() && segments[end].position > 0)
+      ++end;
+    // The part in which the middle of the prompt's rows falls.
+    const std::int64_t of = (std::int64_t(segments[s].row_begin) + segments[end - 1].row_end) * parts / (2 * total);
+    if (of > current) {
+      begins.push_back(s);
+      current = of;
+    }
+    s = end;
+  }
+  begins.push_back(segments.size());
+  std::vector<batch_part> cut;
+  for (std::size_t i = 0; i + 1 < begins.size(); ++i)
+    cut.push_back(part_of(whole, begins[i], begins[i + 1]));
+  return cut;
 }
 
 packed_batch batch_builder::take() { return std::exchange(batch_, {}); }

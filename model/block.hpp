@@ -2,6 +2,7 @@
 #include "model/causal_lm.hpp"
 #include "model/compute.hpp"
 #include "model/kernels/attention.hpp"
+#include "model/layout.hpp"
 #include <ATen/core/Tensor.h>
 #include <cstdint>
 #include <span>
@@ -10,25 +11,37 @@
 
 namespace troupe {
 
-/// A model's tensor in its three forms. master and grad are undefined where the model has none.
+/// A rank's part of a model's tensor in its three forms. master and grad are undefined where the model has none.
+/// Rows may lie apart (a column slice of a tensor that ranks of one process share): stride(0).
 struct weight {
   std::string name;
-  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> shape; // of the part
+  std::vector<std::int64_t> global_shape;
+  int dim = 0; // the part is [begin, begin + shape[dim]) along it
+  std::int64_t begin = 0;
+  int replicas = 1; // consecutive tensor-parallel ranks that hold the same part
   bool trainable = false;
-  at::Tensor value;   // compute type
-  at::Tensor master;  // f32; shares memory with value where the compute type is f32
-  at::Tensor grad;    // f32
+  at::Tensor value;  // compute type
+  at::Tensor master; // f32; shares memory with value where the compute type is f32
+  at::Tensor grad;   // f32
 };
 
-template <class T> T* data(const at::Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
+/// The part of that tensor that a tensor-parallel rank holds. Throws errc::bad_config when the ranks cannot share it.
+weight make_weight(const tensor_spec& spec, int rank = 0, int size = 1);
+
+template <class T>
+T* data(const at::Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
 /// Uninitialised [rows, columns] of T (bf16 or float).
-template <class T> at::Tensor empty_matrix(std::int64_t rows, std::int64_t columns);
+template <class T>
+at::Tensor empty_matrix(std::int64_t rows, std::int64_t columns);
 
 /// One pass over a batch, as the blocks see it.
 struct pass {
   compute& where;
   const token_batch& tokens;
-  void* layer_cache = nullptr;            // this layer's key/value blocks
+  void* layer_cache = nullptr;             // this layer's key/value blocks
   const kernels::key_rows* keys = nullptr; // backward only
 };
 
@@ -37,7 +50,8 @@ using saved_tensors = std::vector<at::Tensor>;
 
 /// A part of a model's chain, with its own width. hidden: [n_tokens, width] of T in and out; gradients of hidden: f32.
 /// One caller at a time.
-template <class T> class block {
+template <class T>
+class block {
 public:
   virtual ~block() = default;
   /// Appends the block's tensors; pointers stay valid as long as the block.
@@ -53,7 +67,8 @@ public:
 };
 
 /// A linear map y = x W^T on the exact GEMM, W [n, k] made of tensors stacked by rows (q, k, v; gate, up).
-template <class T> class stacked_linear {
+template <class T>
+class stacked_linear {
 public:
   /// gated: two tensors, gate and up, interleaved so that the GEMM can fuse SiLU(gate) * up.
   stacked_linear(std::vector<weight*> parts, bool gated);

@@ -1,5 +1,6 @@
 #include "model/blocks.hpp"
 #include "model/kernels/thread_pool.hpp"
+#include "model/parallel/reduce.hpp"
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <algorithm>
@@ -11,15 +12,9 @@ using kernels::bf16;
 
 namespace {
 
-weight make_weight(std::string name, std::vector<std::int64_t> shape) {
-  weight w;
-  w.name = std::move(name);
-  w.shape = std::move(shape);
-  return w;
-}
-
 // f32 gradients as the compute type, for the GEMMs.
-template <class T> at::Tensor narrowed(compute& where, const at::Tensor& x) {
+template <class T>
+at::Tensor narrowed(compute& where, const at::Tensor& x) {
   if constexpr (std::is_same_v<T, float>) {
     return x;
   } else {
@@ -29,63 +24,99 @@ template <class T> at::Tensor narrowed(compute& where, const at::Tensor& x) {
   }
 }
 
+// What a rank holds of a layer's sizes.
+layer_config shared_by(layer_config cfg, int ranks) {
+  cfg.n_heads /= ranks;
+  cfg.n_kv_heads = std::max<std::int64_t>(1, cfg.n_kv_heads / ranks);
+  cfg.intermediate /= ranks;
+  return cfg;
+}
+
 } // namespace
+
+weight make_weight(const tensor_spec& spec, int rank, int size) {
+  const shard_range part = shard_of(spec, rank, size);
+  weight w;
+  w.name = spec.name;
+  w.global_shape = spec.shape;
+  w.shape = spec.shape;
+  w.shape[std::size_t(part.dim)] = part.end - part.begin;
+  w.dim = part.dim;
+  w.begin = part.begin;
+  for (int other = 0; other < size; ++other)
+    w.replicas += other != rank && shard_of(spec, other, size).begin == part.begin;
+  return w;
+}
 
 // ---- embedding ----
 
 template <class T>
-embedding_block<T>::embedding_block(std::string name, std::int64_t vocab, std::int64_t hidden)
-    : table_(make_weight(std::move(name), {vocab, hidden})) {}
+embedding_block<T>::embedding_block(const block_spec& spec, tensor_parallel tp)
+    : tp_(std::move(tp)), table_(make_weight(spec.tensors[0], tp_.rank(), tp_.size())) {}
 
-template <class T> at::Tensor embedding_block<T>::forward(pass& p, const at::Tensor&, saved_tensors*) {
-  const auto n = std::int64_t(p.tokens.ids.size()), h = table_.shape[1];
-  at::Tensor out = empty_matrix<T>(n, h);
-  kernels::embed(p.where, data<T>(table_.value), p.tokens.ids.data(), n, h, data<T>(out));
-  return out;
+template <class T>
+std::vector<std::int32_t> embedding_block<T>::local_ids(const std::vector<std::int32_t>& ids) const {
+  std::vector<std::int32_t> local = ids;
+  for (auto& id : local)
+    id = id >= table_.begin && id < table_.begin + table_.shape[0] ? std::int32_t(id - table_.begin) : -1;
+  return local;
 }
 
-template <class T> at::Tensor embedding_block<T>::backward(pass& p, const saved_tensors&, at::Tensor d_hidden, bool) {
-  if (table_.trainable)
-    kernels::embed_backward(p.where, p.tokens.ids.data(), data<float>(d_hidden), d_hidden.size(0), table_.shape[1], data<float>(table_.grad));
+template <class T>
+at::Tensor embedding_block<T>::forward(pass& p, const at::Tensor&, saved_tensors*) {
+  const auto n = std::int64_t(p.tokens.ids.size()), h = table_.shape[1];
+  at::Tensor out = empty_matrix<T>(n, h);
+  kernels::embed(p.where, data<T>(table_.value), local_ids(p.tokens.ids).data(), n, h, data<T>(out));
+  return tp_.sum_rows<T>(p.where, out, nullptr, table_.name);
+}
+
+template <class T>
+at::Tensor embedding_block<T>::backward(pass& p, const saved_tensors&, at::Tensor d_hidden, bool) {
+  const auto n = std::int64_t(p.tokens.ids.size());
+  if (table_.trainable) {
+    d_hidden = tp_.gather_rows<float>(d_hidden, n, table_.name);
+    kernels::embed_backward(p.where, local_ids(p.tokens.ids).data(), data<float>(d_hidden), n, table_.shape[1], data<float>(table_.grad));
+  }
   return {};
 }
 
 // ---- decoder layer ----
 
 template <class T>
-decoder_block<T>::decoder_block(const std::string& prefix, const layer_config& cfg, std::shared_ptr<rope_table> rope)
-    : cfg_(cfg), heads_{cfg.n_heads, cfg.n_kv_heads, cfg.head_dim}, rope_(std::move(rope)),
-      input_norm_(make_weight(prefix + "input_layernorm.weight", {cfg.hidden})),
-      q_(make_weight(prefix + "self_attn.q_proj.weight", {cfg.n_heads * cfg.head_dim, cfg.hidden})),
-      k_(make_weight(prefix + "self_attn.k_proj.weight", {cfg.n_kv_heads * cfg.head_dim, cfg.hidden})),
-      v_(make_weight(prefix + "self_attn.v_proj.weight", {cfg.n_kv_heads * cfg.head_dim, cfg.hidden})),
-      o_(make_weight(prefix + "self_attn.o_proj.weight", {cfg.hidden, cfg.n_heads * cfg.head_dim})),
-      post_norm_(make_weight(prefix + "post_attention_layernorm.weight", {cfg.hidden})),
-      gate_(make_weight(prefix + "mlp.gate_proj.weight", {cfg.intermediate, cfg.hidden})),
-      up_(make_weight(prefix + "mlp.up_proj.weight", {cfg.intermediate, cfg.hidden})),
-      down_(make_weight(prefix + "mlp.down_proj.weight", {cfg.hidden, cfg.intermediate})), qkv_({&q_, &k_, &v_}, false), out_({&o_}, false),
-      gate_up_({&gate_, &up_}, true), down_linear_({&down_}, false) {}
+decoder_block<T>::decoder_block(const block_spec& spec, std::shared_ptr<rope_table> rope, tensor_parallel tp)
+    : cfg_(shared_by(spec.layer, tp.size())), tp_(std::move(tp)), heads_{cfg_.n_heads, cfg_.n_kv_heads, cfg_.head_dim},
+      rope_(std::move(rope)), input_norm_(make_weight(spec.tensors[0], tp_.rank(), tp_.size())),
+      q_(make_weight(spec.tensors[1], tp_.rank(), tp_.size())), k_(make_weight(spec.tensors[2], tp_.rank(), tp_.size())),
+      v_(make_weight(spec.tensors[3], tp_.rank(), tp_.size())), o_(make_weight(spec.tensors[4], tp_.rank(), tp_.size())),
+      post_norm_(make_weight(spec.tensors[5], tp_.rank(), tp_.size())), gate_(make_weight(spec.tensors[6], tp_.rank(), tp_.size())),
+      up_(make_weight(spec.tensors[7], tp_.rank(), tp_.size())), down_(make_weight(spec.tensors[8], tp_.rank(), tp_.size())),
+      qkv_({&q_, &k_, &v_}, false), out_({&o_}, false), gate_up_({&gate_, &up_}, true), down_linear_({&down_}, false) {}
 
-template <class T> void decoder_block<T>::weights(std::vector<weight*>& all) {
+template <class T>
+void decoder_block<T>::weights(std::vector<weight*>& all) {
   for (weight* w : {&input_norm_, &q_, &k_, &v_, &o_, &post_norm_, &gate_, &up_, &down_})
     all.push_back(w);
 }
 
-template <class T> void decoder_block<T>::lay_out(compute& where, bool backward) {
+template <class T>
+void decoder_block<T>::lay_out(compute& where, bool backward) {
   for (stacked_linear<T>* l : {&qkv_, &out_, &gate_up_, &down_linear_})
     l->lay_out(where, backward);
 }
 
 // Saved, in this order: input, 1/rms of it, q|k|v rotated, attention output, middle of the residual stream, 1/rms of it, gate|up.
-template <class T> at::Tensor decoder_block<T>::forward(pass& p, const at::Tensor& hidden, saved_tensors* save) {
-  const std::int64_t n = hidden.size(0), h = cfg_.hidden;
+// The residual stream (input, middle) is this rank's rows of it; what lies between two norms' linears is all rows.
+template <class T>
+at::Tensor decoder_block<T>::forward(pass& p, const at::Tensor& hidden, saved_tensors* save) {
+  const std::int64_t n = std::int64_t(p.tokens.ids.size()), rows = hidden.size(0), h = cfg_.hidden;
   compute& where = p.where;
   const auto eps = float(cfg_.rms_norm_eps);
-  at::Tensor inverse1 = save ? at::empty({n}, at::kFloat) : at::Tensor{}, inverse2 = save ? at::empty({n}, at::kFloat) : at::Tensor{};
+  at::Tensor inverse1 = save ? at::empty({rows}, at::kFloat) : at::Tensor{}, inverse2 = save ? at::empty({rows}, at::kFloat) : at::Tensor{};
 
-  at::Tensor norm = empty_matrix<T>(n, h);
-  kernels::rms_norm(where, data<T>(hidden), data<T>(input_norm_.value), eps, n, h, data<T>(norm), save ? data<float>(inverse1) : nullptr);
-  at::Tensor qkv = qkv_.forward(where, norm);
+  at::Tensor norm = empty_matrix<T>(rows, h);
+  kernels::rms_norm(where, data<T>(hidden), data<T>(input_norm_.value), eps, rows, h, data<T>(norm),
+                    save ? data<float>(inverse1) : nullptr);
+  at::Tensor qkv = qkv_.forward(where, tp_.gather_rows<T>(norm, n, q_.name));
   const auto& positions = p.tokens.positions;
   const float* table = rope_->upto(*std::max_element(positions.begin(), positions.end()));
   kernels::rope(where, data<T>(qkv), heads_.row(), n, positions.data(), cfg_.n_heads + cfg_.n_kv_heads, cfg_.head_dim, table, false);
@@ -93,29 +124,53 @@ template <class T> at::Tensor decoder_block<T>::forward(pass& p, const at::Tenso
   kernels::write_keys_values(where, heads_, p.tokens, data<T>(qkv), cache);
   at::Tensor attended = empty_matrix<T>(n, cfg_.n_heads * cfg_.head_dim);
   kernels::attend(where, heads_, p.tokens, data<T>(qkv), cache, data<T>(attended));
-  at::Tensor middle = out_.forward(where, attended, &hidden);
+  at::Tensor middle = row_parallel(where, tp_, out_, attended, &hidden, o_.name);
 
-  kernels::rms_norm(where, data<T>(middle), data<T>(post_norm_.value), eps, n, h, data<T>(norm), save ? data<float>(inverse2) : nullptr);
+  kernels::rms_norm(where, data<T>(middle), data<T>(post_norm_.value), eps, rows, h, data<T>(norm), save ? data<float>(inverse2) : nullptr);
+  const at::Tensor all = tp_.gather_rows<T>(norm, n, gate_.name);
   if (!save)
-    return down_linear_.forward(where, gate_up_.forward(where, norm), &middle);
-  at::Tensor gate_up = gate_up_.forward_raw(where, norm), act = empty_matrix<T>(n, cfg_.intermediate);
+    return row_parallel(where, tp_, down_linear_, gate_up_.forward(where, all), &middle, down_.name);
+  at::Tensor gate_up = gate_up_.forward_raw(where, all), act = empty_matrix<T>(n, cfg_.intermediate);
   kernels::silu_mul(where, data<T>(gate_up), n, cfg_.intermediate, data<T>(act));
   *save = {hidden, inverse1, qkv, attended, middle, inverse2, gate_up};
-  return down_linear_.forward(where, act, &middle);
+  return row_parallel(where, tp_, down_linear_, act, &middle, down_.name);
 }
 
-template <class T> at::Tensor decoder_block<T>::backward(pass& p, const saved_tensors& saved, at::Tensor d_hidden, bool input_gradient) {
+template <class T>
+at::Tensor decoder_block<T>::backward(pass& p, const saved_tensors& saved, at::Tensor d_hidden, bool input_gradient) {
   backward_mlp(p, saved, d_hidden);
   backward_attention(p, saved, d_hidden, input_gradient);
   return d_hidden;
 }
 
+// The norm of the rows that are here, all rows of it gathered: what the linears behind it read.
+template <class T>
+at::Tensor decoder_block<T>::normalised(pass& p, const at::Tensor& x, const weight& norm) const {
+  at::Tensor y = empty_matrix<T>(x.size(0), x.size(1));
+  kernels::rms_norm(p.where, data<T>(x), data<T>(norm.value), float(cfg_.rms_norm_eps), x.size(0), x.size(1), data<T>(y), nullptr);
+  return tp_.gather_rows<T>(y, std::int64_t(p.tokens.ids.size()), norm.name);
+}
+
+// d_norm [n, h], this rank's part of the gradient of what `normalised` gives: d_hidden (null: not wanted) and the norm's gradient gain by
+// it.
+template <class T>
+void decoder_block<T>::backward_norm(pass& p, const at::Tensor& d_norm, const at::Tensor& x, const at::Tensor& inverse, weight& norm,
+                                     at::Tensor* d_hidden) {
+  const at::Tensor dy = tp_.sum_rows<float>(p.where, d_norm, nullptr, norm.name);
+  // With sequence parallelism a rank sees its own rows alone; without it all ranks have the whole sum.
+  partial_gradients whole(tp_, tp_.sequence() ? tp_.size() : 1, {&norm});
+  kernels::rms_norm_backward(p.where, data<float>(dy), data<T>(x), data<T>(norm.value), data<float>(inverse), x.size(0), x.size(1),
+                             d_hidden ? data<float>(*d_hidden) : nullptr, norm.trainable ? data<float>(norm.grad) : nullptr);
+  whole.add(p.where, norm.name);
+}
+
 // d_hidden, the residual stream's gradient, gains the part that came through the MLP.
-template <class T> void decoder_block<T>::backward_mlp(pass& p, const saved_tensors& saved, at::Tensor& d_hidden) {
+template <class T>
+void decoder_block<T>::backward_mlp(pass& p, const saved_tensors& saved, at::Tensor& d_hidden) {
   compute& where = p.where;
   const at::Tensor &middle = saved[4], &inverse = saved[5], &gate_up = saved[6];
-  const std::int64_t n = middle.size(0), h = cfg_.hidden, inter = cfg_.intermediate;
-  at::Tensor dy = narrowed<T>(where, d_hidden);
+  const std::int64_t n = gate_up.size(0), inter = cfg_.intermediate;
+  const at::Tensor dy = tp_.gather_rows<T>(narrowed<T>(where, d_hidden), n, down_.name);
   if (down_linear_.any_trainable()) {
     at::Tensor act = empty_matrix<T>(n, inter);
     kernels::silu_mul(where, data<T>(gate_up), n, inter, data<T>(act));
@@ -124,22 +179,17 @@ template <class T> void decoder_block<T>::backward_mlp(pass& p, const saved_tens
   at::Tensor d_act = down_linear_.backward_input(where, dy);
   at::Tensor d_gate_up = empty_matrix<T>(n, gate_up_.raw_outputs());
   kernels::silu_mul_backward(where, data<T>(gate_up), data<float>(d_act), n, inter, data<T>(d_gate_up));
-  if (gate_up_.any_trainable()) {
-    at::Tensor norm = empty_matrix<T>(n, h);
-    kernels::rms_norm(where, data<T>(middle), data<T>(post_norm_.value), float(cfg_.rms_norm_eps), n, h, data<T>(norm), nullptr);
-    gate_up_.backward_weights(where, d_gate_up, norm);
-  }
-  at::Tensor d_norm = gate_up_.backward_input(where, d_gate_up);
-  kernels::rms_norm_backward(where, data<float>(d_norm), data<T>(middle), data<T>(post_norm_.value), data<float>(inverse), n, h,
-                             data<float>(d_hidden), post_norm_.trainable ? data<float>(post_norm_.grad) : nullptr);
+  if (gate_up_.any_trainable())
+    gate_up_.backward_weights(where, d_gate_up, normalised(p, middle, post_norm_));
+  backward_norm(p, gate_up_.backward_input(where, d_gate_up), middle, inverse, post_norm_, &d_hidden);
 }
 
 template <class T>
 void decoder_block<T>::backward_attention(pass& p, const saved_tensors& saved, at::Tensor& d_hidden, bool input_gradient) {
   compute& where = p.where;
   const at::Tensor &hidden = saved[0], &inverse = saved[1], &qkv = saved[2], &attended = saved[3];
-  const std::int64_t n = hidden.size(0), h = cfg_.hidden;
-  at::Tensor dy = narrowed<T>(where, d_hidden);
+  const std::int64_t n = qkv.size(0);
+  const at::Tensor dy = tp_.gather_rows<T>(narrowed<T>(where, d_hidden), n, o_.name);
   out_.backward_weights(where, dy, attended);
   at::Tensor d_attended = out_.backward_input(where, dy);
   at::Tensor d_qkv = empty_matrix<float>(n, heads_.row());
@@ -149,44 +199,53 @@ void decoder_block<T>::backward_attention(pass& p, const saved_tensors& saved, a
   kernels::rope(where, data<float>(d_qkv), heads_.row(), n, positions.data(), cfg_.n_heads + cfg_.n_kv_heads, cfg_.head_dim, table, true);
   at::Tensor d_rows = narrowed<T>(where, d_qkv);
   if (qkv_.any_trainable()) {
-    at::Tensor norm = empty_matrix<T>(n, h);
-    kernels::rms_norm(where, data<T>(hidden), data<T>(input_norm_.value), float(cfg_.rms_norm_eps), n, h, data<T>(norm), nullptr);
-    qkv_.backward_weights(where, d_rows, norm);
+    // Ranks that share a key/value head each have what their own queries gave it.
+    partial_gradients whole(tp_, k_.replicas, {&k_, &v_});
+    qkv_.backward_weights(where, d_rows, normalised(p, hidden, input_norm_));
+    whole.add(where, k_.name);
   }
-  if (!input_gradient && !input_norm_.trainable)
-    return;
-  at::Tensor d_norm = qkv_.backward_input(where, d_rows);
-  kernels::rms_norm_backward(where, data<float>(d_norm), data<T>(hidden), data<T>(input_norm_.value), data<float>(inverse), n, h,
-                             input_gradient ? data<float>(d_hidden) : nullptr, input_norm_.trainable ? data<float>(input_norm_.grad) : nullptr);
+  if (input_gradient || input_norm_.trainable)
+    backward_norm(p, qkv_.backward_input(where, d_rows), hidden, inverse, input_norm_, input_gradient ? &d_hidden : nullptr);
 }
 
 // ---- final norm and head ----
 
 template <class T>
-lm_head<T>::lm_head(std::int64_t vocab, std::int64_t hidden, double eps, weight* tied)
-    : vocab_(vocab), hidden_(hidden), eps_(float(eps)), norm_(make_weight("model.norm.weight", {hidden})),
-      own_(make_weight("lm_head.weight", {vocab, hidden})), matrix_(tied ? tied : &own_), linear_({matrix_}, false) {}
+lm_head<T>::lm_head(const block_spec& spec, weight* tied, const tensor_spec* copied, tensor_parallel tp)
+    : tp_(std::move(tp)), hidden_(spec.in), eps_(float(spec.layer.rms_norm_eps)), copied_(copied != nullptr),
+      norm_(make_weight(spec.tensors[0], tp_.rank(), tp_.size())),
+      own_(tied ? weight{} : make_weight(copied ? *copied : spec.tensors[1], tp_.rank(), tp_.size())), matrix_(tied ? tied : &own_),
+      vocabulary_(tp_, spec.out, matrix_->begin, matrix_->shape[0]), linear_({matrix_}, false) {}
 
-template <class T> void lm_head<T>::weights(std::vector<weight*>& all) {
+template <class T>
+void lm_head<T>::weights(std::vector<weight*>& all) {
   all.push_back(&norm_);
   if (matrix_ == &own_)
     all.push_back(&own_);
 }
 
-template <class T> void lm_head<T>::lay_out(compute& where, bool backward) { linear_.lay_out(where, backward); }
-
-template <class T> bool lm_head<T>::trainable() const { return norm_.trainable || linear_.any_trainable(); }
+template <class T>
+void lm_head<T>::lay_out(compute& where, bool backward) {
+  linear_.lay_out(where, backward);
+}
 
 template <class T>
-at::Tensor lm_head<T>::normalise(compute& where, const at::Tensor& hidden, std::span<const std::int32_t> rows, at::Tensor* gathered,
-                                 at::Tensor* inverse) const {
+bool lm_head<T>::trainable() const {
+  return norm_.trainable || linear_.any_trainable();
+}
+
+template <class T>
+at::Tensor lm_head<T>::normalise(compute& where, const at::Tensor& slice, std::int64_t n_tokens, std::span<const std::int32_t> rows,
+                                 at::Tensor* gathered, at::Tensor* inverse) const {
   const auto n = std::int64_t(rows.size());
+  const at::Tensor hidden = tp_.gather_rows<T>(slice, n_tokens, norm_.name);
   at::Tensor picked = empty_matrix<T>(n, hidden_), out = empty_matrix<T>(n, hidden_);
   for (std::int64_t r = 0; r < n; ++r)
     std::memcpy(data<T>(picked) + r * hidden_, data<T>(hidden) + rows[std::size_t(r)] * hidden_, std::size_t(hidden_) * sizeof(T));
   if (inverse)
     *inverse = at::empty({n}, at::kFloat);
-  kernels::rms_norm(where, data<T>(picked), data<T>(norm_.value), eps_, n, hidden_, data<T>(out), inverse ? data<float>(*inverse) : nullptr);
+  kernels::rms_norm(where, data<T>(picked), data<T>(norm_.value), eps_, n, hidden_, data<T>(out),
+                    inverse ? data<float>(*inverse) : nullptr);
   if (gathered)
     *gathered = picked;
   return out;
@@ -198,10 +257,12 @@ void lm_head<T>::logits(compute& where, const at::Tensor& normalised, std::int64
 }
 
 template <class T>
-void lm_head<T>::backward_logits(compute& where, const at::Tensor& normalised, std::int64_t begin, std::int64_t count, const at::Tensor& d_logits,
-                                 at::Tensor& d_normalised) const {
+void lm_head<T>::backward_logits(compute& where, const at::Tensor& normalised, std::int64_t begin, std::int64_t count,
+                                 const at::Tensor& d_logits, at::Tensor& d_normalised) const {
   linear_.backward_weights(where, d_logits, normalised.narrow(0, begin, count));
-  at::Tensor dx = linear_.backward_input(where, d_logits);
+  const at::Tensor dx = linear_.backward_input(where, d_logits);
+  if (tp_.size() > 1)
+    all_reduce(tp_.group(), where.pool(), data<float>(dx), dx.numel(), matrix_->name);
   std::memcpy(data<float>(d_normalised) + begin * hidden_, data<float>(dx), std::size_t(count * hidden_) * sizeof(float));
 }
 
@@ -213,8 +274,9 @@ at::Tensor lm_head<T>::backward_norm(compute& where, const at::Tensor& d_normali
   kernels::rms_norm_backward(where, data<float>(d_normalised), data<T>(gathered), data<T>(norm_.value), data<float>(inverse), n, hidden_,
                              data<float>(d_rows), norm_.trainable ? data<float>(norm_.grad) : nullptr);
   for (std::int64_t r = 0; r < n; ++r)
-    std::memcpy(data<float>(d_hidden) + rows[std::size_t(r)] * hidden_, data<float>(d_rows) + r * hidden_, std::size_t(hidden_) * sizeof(float));
-  return d_hidden;
+    std::memcpy(data<float>(d_hidden) + rows[std::size_t(r)] * hidden_, data<float>(d_rows) + r * hidden_,
+                std::size_t(hidden_) * sizeof(float));
+  return tp_.own_rows(d_hidden);
 }
 
 template class embedding_block<float>;

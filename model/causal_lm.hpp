@@ -11,15 +11,24 @@
 
 namespace troupe {
 
-/// A named tensor of a model, under its Hugging Face name, row-major.
+/// A named tensor of a model, under its Hugging Face name, row-major; of a rank's model, the rank's part of it.
 struct parameter {
   std::string name;
-  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> shape; // of the part
   bool trainable = false;
-  std::span<float> master;             // fp32; empty in a model that only generates
-  std::span<float> grad;               // fp32 sums; empty unless trainable
-  std::span<std::byte> value;          // in the compute dtype; what the forward pass multiplies, and what weight sync sends
-  std::size_t numel() const { std::size_t n = 1; for (auto d : shape) n *= std::size_t(d); return n; }
+  std::span<float> master;                     // fp32; empty in a model that only generates
+  std::span<float> grad;                       // fp32 sums; empty unless trainable
+  std::span<std::byte> value;                  // in the compute dtype; what the forward pass multiplies, and what weight sync sends
+  std::vector<std::int64_t> global_shape = {}; // the part is [begin, begin + shape[dim]) of it along dim; empty: it is the whole
+  int dim = 0;
+  std::int64_t begin = 0;
+  bool copy = false; // another rank holds the same part, and is the one that counts in norms and saves it
+  std::size_t numel() const {
+    std::size_t n = 1;
+    for (auto d : shape)
+      n *= std::size_t(d);
+    return n;
+  }
 };
 
 /// Cached keys and values: `n_blocks` blocks of 32 tokens for every layer. Made by the model that reads it.
@@ -39,8 +48,8 @@ public:
 
 /// Results of a scoring pass, one value a target.
 struct target_values {
-  std::vector<float> logprobs;         // natural log, softmax of logits / temperature over the whole vocabulary
-  std::vector<float> entropy;          // of the same softmax; empty unless asked for
+  std::vector<float> logprobs; // natural log, softmax of logits / temperature over the whole vocabulary
+  std::vector<float> entropy;  // of the same softmax; empty unless asked for
 };
 
 /// A causal language model: ONE forward for training, scoring, prefill and decode. One caller at a time.
@@ -49,7 +58,7 @@ class causal_lm {
 public:
   virtual ~causal_lm() = default;
   virtual const model_config& config() const = 0;
-  virtual dtype compute_type() const = 0;               // f32 or bf16
+  virtual dtype compute_type() const = 0; // f32 or bf16
 
   /// Parameters in a fixed order; a tied head is not among them.
   virtual std::span<parameter> parameters() = 0;

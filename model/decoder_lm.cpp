@@ -18,7 +18,8 @@ constexpr std::int64_t head_chunk = 256;                          // rows of log
 constexpr std::int64_t kept_logits_bytes = std::int64_t{1} << 30; // logits that a tape may keep instead of computing them again
 
 // Blocks of all layers, [layer][block][elements]; memory is taken as blocks are written.
-template <class T> class block_cache final : public kv_cache {
+template <class T>
+class block_cache final : public kv_cache {
 public:
   block_cache(std::vector<std::int64_t> elements, std::int32_t n_blocks) : elements_(std::move(elements)), n_blocks_(n_blocks) {
     for (const auto e : elements_) {
@@ -52,8 +53,8 @@ private:
 
 // Rows of the pass that targets are predicted from, each once, and which of them each target uses.
 struct target_index {
-  std::vector<std::int32_t> rows;    // ascending
-  std::vector<std::int32_t> of;      // [n_targets] index into rows
+  std::vector<std::int32_t> rows; // ascending
+  std::vector<std::int32_t> of;   // [n_targets] index into rows
 };
 
 target_index index_targets(const std::vector<std::int32_t>& target_rows) {
@@ -68,83 +69,111 @@ target_index index_targets(const std::vector<std::int32_t>& target_rows) {
 
 void check_batch(const token_batch& b, std::int64_t vocab, std::int32_t cache_blocks) {
   if (b.ids.empty() || b.ids.size() != b.positions.size())
-    throw error{errc::bad_shape, "model: a pass needs as many positions as tokens, and at least one; it has " + std::to_string(b.positions.size()) +
-                                     " and " + std::to_string(b.ids.size())};
+    throw error{errc::bad_shape, "model: a pass needs as many positions as tokens, and at least one; it has " +
+                                     std::to_string(b.positions.size()) + " and " + std::to_string(b.ids.size())};
   for (const auto id : b.ids)
     if (id < 0 || id >= vocab)
       throw error{errc::bad_shape, "model: token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(vocab)};
   if (b.n_blocks > cache_blocks)
-    throw error{errc::bad_shape, "model: a pass over " + std::to_string(b.n_blocks) + " blocks and a cache of " + std::to_string(cache_blocks)};
+    throw error{errc::bad_shape,
+                "model: a pass over " + std::to_string(b.n_blocks) + " blocks and a cache of " + std::to_string(cache_blocks)};
 }
 
 } // namespace
 
-template <class T> struct decoder_lm<T>::pass_tape final : tape {
-  packed_batch batch;
+// What one forward pass keeps, of the batch or of a part of it that goes through the pipeline by itself.
+template <class T>
+struct decoder_lm<T>::part_tape {
+  batch_part part;
   float temperature = 1;
   target_index index;
   std::vector<saved_tensors> blocks;
-  at::Tensor normalised, gathered, inverse;             // of the target rows
-  std::vector<kernels::softmax_stats> stats;            // of the target rows
-  std::vector<at::Tensor> logits;                       // a chunk each, or empty
+  at::Tensor normalised, gathered, inverse;  // of the target rows
+  std::vector<kernels::softmax_stats> stats; // of the target rows
+  std::vector<at::Tensor> logits;            // a chunk each, or empty
+  std::int64_t n_tokens() const { return std::int64_t(part.batch.tokens.ids.size()); }
+};
+
+template <class T>
+struct decoder_lm<T>::pass_tape final : tape {
+  std::vector<part_tape> parts;
+  std::size_t n_targets = 0;
 };
 
 template <class T>
 decoder_lm<T>::decoder_lm(model_config cfg, composition<T> parts, const model_options& options, compute& where)
     : cfg_(std::move(cfg)), parts_(std::move(parts)), options_(options), where_(where) {
-  const auto own = sizeof(T) == 2 ? at::kBFloat16 : at::kFloat;
-  std::vector<weight*> all;
-  std::vector<std::size_t> ends;
-  for (const auto& b : parts_.blocks) {
-    b->weights(all);
-    ends.push_back(all.size());
+  if (options_.parallel) {
+    ranks_ = options_.parallel->ranks;
+    tp_ = tensor_parallel(ranks_.tp, options_.parallel->sequence_parallel);
   }
-  parts_.head->weights(all);
-  weights_ = all;
-  lowest_trainable_ = parts_.blocks.size();
-  for (std::size_t i = 0; i < all.size(); ++i) {
-    weight& w = *all[i];
-    w.trainable = options_.training && std::any_of(options_.trainable.begin(), options_.trainable.end(),
-                                                   [&](const std::string& glob) { return glob_match(glob, w.name); });
-    w.value = at::zeros(w.shape, own);
-    if (options_.training)
-      w.master = sizeof(T) == 4 ? w.value : at::zeros(w.shape, at::kFloat);
-    if (w.trainable)
-      w.grad = at::zeros(w.shape, at::kFloat);
-    parameter p;
-    p.name = w.name;
-    p.shape = w.shape;
-    p.trainable = w.trainable;
-    const auto n = std::size_t(w.value.numel());
-    p.value = {static_cast<std::byte*>(w.value.mutable_data_ptr()), n * sizeof(T)};
-    if (options_.training)
-      p.master = {data<float>(w.master), n};
-    if (w.trainable)
-      p.grad = {data<float>(w.grad), n};
-    parameters_.push_back(std::move(p));
-    const auto owner = std::size_t(std::upper_bound(ends.begin(), ends.end(), i) - ends.begin());
-    if (w.trainable)
-      lowest_trainable_ = std::min(lowest_trainable_, owner);
-  }
+  for (const auto& b : parts_.blocks)
+    b->weights(weights_);
+  if (parts_.head)
+    parts_.head->weights(weights_);
+  for (weight* w : weights_)
+    place(*w);
 }
 
-template <class T> void decoder_lm<T>::lay_out() {
+// Gives a weight its memory and, where that is the model's own, a parameter.
+template <class T>
+void decoder_lm<T>::place(weight& w) {
+  w.trainable = options_.training && std::any_of(options_.trainable.begin(), options_.trainable.end(),
+                                                 [&](const std::string& glob) { return glob_match(glob, w.name); });
+  const bool copy = tp_.rank() % w.replicas != 0 || (parts_.head && &w == parts_.head->copied());
+  if (options_.parallel && options_.parallel->place)
+    return options_.parallel->place(w, copy);
+  w.value = at::zeros(w.shape, sizeof(T) == 2 ? at::kBFloat16 : at::kFloat);
+  if (options_.training)
+    w.master = sizeof(T) == 4 ? w.value : at::zeros(w.shape, at::kFloat);
+  if (w.trainable)
+    w.grad = at::zeros(w.shape, at::kFloat);
+  parameter p;
+  p.name = w.name;
+  p.shape = w.shape;
+  p.global_shape = w.global_shape;
+  p.dim = w.dim;
+  p.begin = w.begin;
+  p.copy = copy;
+  p.trainable = w.trainable;
+  const auto n = std::size_t(w.value.numel());
+  p.value = {static_cast<std::byte*>(w.value.mutable_data_ptr()), n * sizeof(T)};
+  if (options_.training)
+    p.master = {data<float>(w.master), n};
+  if (w.trainable)
+    p.grad = {data<float>(w.grad), n};
+  parameters_.push_back(std::move(p));
+}
+
+template <class T>
+std::size_t decoder_lm<T>::lowest() const {
+  return std::clamp(parts_.lowest_trainable, parts_.first, parts_.first + parts_.blocks.size()) - parts_.first;
+}
+
+template <class T>
+void decoder_lm<T>::lay_out() {
   // A block needs its backward layout only where a gradient passes through it.
   for (std::size_t i = 0; i < parts_.blocks.size(); ++i)
-    parts_.blocks[i]->lay_out(where_, options_.training && i >= lowest_trainable_);
-  parts_.head->lay_out(where_, options_.training);
+    parts_.blocks[i]->lay_out(where_, options_.training && i >= lowest());
+  if (parts_.head)
+    parts_.head->lay_out(where_, options_.training);
 }
 
-template <class T> void decoder_lm<T>::publish_masters() {
+template <class T>
+void decoder_lm<T>::publish_masters() {
   if constexpr (sizeof(T) == 2)
     for (weight* w : weights_)
       kernels::convert(where_, data<float>(w->master), w->master.numel(), data<T>(w->value));
   lay_out();
 }
 
-template <class T> void decoder_lm<T>::publish_values(std::span<const std::size_t>) { lay_out(); }
+template <class T>
+void decoder_lm<T>::publish_values(std::span<const std::size_t>) {
+  lay_out();
+}
 
-template <class T> std::unique_ptr<kv_cache> decoder_lm<T>::make_cache(std::int32_t n_blocks) {
+template <class T>
+std::unique_ptr<kv_cache> decoder_lm<T>::make_cache(std::int32_t n_blocks) {
   std::vector<std::int64_t> elements;
   for (const auto& b : parts_.blocks)
     if (b->has_cache())
@@ -152,102 +181,195 @@ template <class T> std::unique_ptr<kv_cache> decoder_lm<T>::make_cache(std::int3
   return std::make_unique<block_cache<T>>(std::move(elements), n_blocks);
 }
 
-template <class T> std::size_t decoder_lm<T>::cache_block_bytes() const {
+template <class T>
+std::size_t decoder_lm<T>::cache_block_bytes() const {
   std::int64_t n = 0;
   for (const auto& b : parts_.blocks)
     n += b->cache_block_elements();
   return std::size_t(n) * sizeof(T);
 }
 
+// ---- between stages ----
+
+// The residual stream from the stage before, in T, or its gradient from the one behind, in f32.
+template <class T>
+at::Tensor decoder_lm<T>::receive(std::int64_t rows, std::int64_t width, bool gradient) const {
+  at::Tensor x = gradient ? empty_matrix<float>(rows, width) : empty_matrix<T>(rows, width);
+  ranks_.pp->recv(x.mutable_data_ptr(), x.nbytes(), ranks_.pp_rank + (gradient ? 1 : -1),
+                  gradient ? "a stage's gradient" : "a stage's input");
+  return x;
+}
+
+template <class T>
+void decoder_lm<T>::pass_on(const at::Tensor& x, int to) const {
+  ranks_.pp->send(x.const_data_ptr(), x.nbytes(), to, to < ranks_.pp_rank ? "a stage's gradient" : "a stage's input");
+}
+
+// grads held by the first and by the last stage, of this pass alone -> their sum, in that order, on both, added to `before`.
+template <class T>
+void decoder_lm<T>::share_table_gradient(const at::Tensor& before) {
+  weight& table = *parts_.shared_table;
+  at::Tensor own = table.grad, other = at::empty(table.shape, at::kFloat);
+  table.grad = before;
+  const int peer = ranks_.first_stage() ? ranks_.shape.pp - 1 : 0;
+  ranks_.pp->send(own.const_data_ptr(), own.nbytes(), peer, table.name);
+  ranks_.pp->recv(other.mutable_data_ptr(), other.nbytes(), peer, table.name);
+  float *sum = data<float>(table.grad), *a = data<float>(own), *b = data<float>(other);
+  if (!ranks_.first_stage())
+    std::swap(a, b);
+  where_.pool().split(own.numel(), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i)
+      sum[i] += a[i] + b[i];
+  });
+}
+
+// ---- forward ----
+
 template <class T>
 void decoder_lm<T>::forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) {
   auto& blocks = dynamic_cast<block_cache<T>&>(cache);
   check_batch(batch, cfg_.vocab_size, blocks.n_blocks());
   pass p{where_, batch};
-  at::Tensor hidden;
+  const auto n = std::int64_t(batch.ids.size()), n_rows = std::int64_t(logit_rows.size());
+  at::Tensor hidden = first_stage() ? at::Tensor{} : receive(tp_.rows(n), parts_.in, false);
   std::size_t layer = 0;
   for (const auto& b : parts_.blocks) {
     p.layer_cache = b->has_cache() ? blocks.layer(layer++) : nullptr;
     hidden = b->forward(p, hidden, nullptr);
   }
+  if (!parts_.head)
+    pass_on(hidden, ranks_.pp_rank + 1);
   if (logit_rows.empty())
     return;
-  const at::Tensor normalised = parts_.head->normalise(where_, hidden, logit_rows, nullptr, nullptr);
-  parts_.head->logits(where_, normalised, 0, std::int64_t(logit_rows.size()), logits);
+  if (parts_.head) {
+    const vocabulary_slice& slice = parts_.head->vocabulary();
+    const at::Tensor normalised = parts_.head->normalise(where_, hidden, n, logit_rows, nullptr, nullptr);
+    if (tp_.size() == 1) {
+      parts_.head->logits(where_, normalised, 0, n_rows, logits);
+    } else {
+      const at::Tensor own = empty_matrix<float>(n_rows, slice.count());
+      parts_.head->logits(where_, normalised, 0, n_rows, data<float>(own));
+      slice.gather(data<float>(own), n_rows, logits);
+    }
+  }
+  if (ranks_.shape.pp > 1)
+    ranks_.pp->broadcast(logits, std::size_t(n_rows * cfg_.vocab_size) * sizeof(float), ranks_.shape.pp - 1, "logits");
 }
 
 template <class T>
 target_values decoder_lm<T>::score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) {
   check_batch(batch.tokens, cfg_.vocab_size, batch.tokens.n_blocks);
+  for (const auto id : batch.targets)
+    if (id < 0 || id >= cfg_.vocab_size)
+      throw error{errc::bad_shape,
+                  "model: target id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(cfg_.vocab_size)};
   auto t = std::make_unique<pass_tape>();
-  t->temperature = temperature;
-  t->index = index_targets(batch.target_rows);
-  pass p{where_, batch.tokens};
-  at::Tensor hidden, cache;
-  for (std::size_t i = 0; i < parts_.blocks.size(); ++i) {
-    block<T>& b = *parts_.blocks[i];
-    if (b.has_cache()) {
-      const std::int64_t size = b.cache_block_elements() * batch.tokens.n_blocks;
-      if (!cache.defined() || cache.numel() < size)
-        cache = empty_matrix<T>(1, size);
-      p.layer_cache = cache.mutable_data_ptr();
-    }
-    saved_tensors* keep = save && i >= lowest_trainable_ ? &t->blocks.emplace_back() : nullptr;
-    hidden = b.forward(p, hidden, keep);
-  }
-
-  const auto n_rows = std::int64_t(t->index.rows.size()), vocab = cfg_.vocab_size;
-  t->normalised = parts_.head->normalise(where_, hidden, t->index.rows, save ? &t->gathered : nullptr, save ? &t->inverse : nullptr);
-  t->stats.resize(std::size_t(n_rows));
-  const bool keep_logits = save && n_rows * vocab * 4 <= kept_logits_bytes;
+  t->n_targets = batch.targets.size();
   target_values values;
   values.logprobs.resize(batch.targets.size());
-  std::vector<std::vector<std::size_t>> targets_of(static_cast<std::size_t>(n_rows));
-  for (std::size_t i = 0; i < batch.targets.size(); ++i) {
-    if (batch.targets[i] < 0 || batch.targets[i] >= vocab)
-      throw error{errc::bad_shape, "model: target id " + std::to_string(batch.targets[i]) + " is outside the vocabulary of " + std::to_string(vocab)};
-    targets_of[std::size_t(t->index.of[i])].push_back(i);
+  values.entropy.resize(entropy ? batch.targets.size() : 0);
+  // Twice as many parts as stages keep two thirds of the stages at work.
+  for (auto& part : cut_batch(batch, ranks_.shape.pp > 1 ? 2 * ranks_.shape.pp : 1)) {
+    part_tape& kept = t->parts.emplace_back();
+    kept.part = std::move(part);
+    kept.temperature = temperature;
+    kept.index = index_targets(kept.part.batch.target_rows);
+    const at::Tensor hidden = score_blocks(kept, save != nullptr);
+    if (parts_.head)
+      score_head(kept, hidden, entropy, save != nullptr, values);
+    else
+      pass_on(hidden, ranks_.pp_rank + 1);
+    if (!save)
+      t->parts.clear();
   }
-  at::Tensor chunk;
-  for (std::int64_t begin = 0; begin < n_rows; begin += head_chunk) {
-    const std::int64_t count = std::min(head_chunk, n_rows - begin);
-    if (keep_logits || !chunk.defined() || chunk.size(0) < count)
-      chunk = empty_matrix<float>(count, vocab);
-    float* logits = data<float>(chunk);
-    parts_.head->logits(where_, t->normalised, begin, count, logits);
-    kernels::softmax_rows(where_, logits, count, vocab, temperature, entropy || save != nullptr, t->stats.data() + begin);
-    for (std::int64_t r = 0; r < count; ++r)
-      for (const auto i : targets_of[std::size_t(begin + r)])
-        values.logprobs[i] = t->stats[std::size_t(begin + r)].logprob(logits[r * vocab + batch.targets[i]], temperature);
-    if (keep_logits)
-      t->logits.push_back(chunk);
+  if (ranks_.shape.pp > 1) {
+    ranks_.pp->broadcast(values.logprobs.data(), values.logprobs.size() * sizeof(float), ranks_.shape.pp - 1, "log-probabilities");
+    ranks_.pp->broadcast(values.entropy.data(), values.entropy.size() * sizeof(float), ranks_.shape.pp - 1, "entropies");
   }
-  if (entropy)
-    for (const auto of : t->index.of)
-      values.entropy.push_back(t->stats[std::size_t(of)].entropy());
-  if (save) {
-    t->batch = batch;
+  if (save)
     *save = std::move(t);
-  }
   return values;
 }
 
 template <class T>
-at::Tensor decoder_lm<T>::backward_head(pass_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy) {
-  const auto n_rows = std::int64_t(t.index.rows.size()), vocab = cfg_.vocab_size;
+at::Tensor decoder_lm<T>::score_blocks(part_tape& t, bool save) {
+  const token_batch& tokens = t.part.batch.tokens;
+  pass p{where_, tokens};
+  at::Tensor hidden = first_stage() ? at::Tensor{} : receive(tp_.rows(t.n_tokens()), parts_.in, false), cache;
+  for (std::size_t i = 0; i < parts_.blocks.size(); ++i) {
+    block<T>& b = *parts_.blocks[i];
+    if (b.has_cache()) {
+      const std::int64_t size = b.cache_block_elements() * tokens.n_blocks;
+      if (!cache.defined() || cache.numel() < size)
+        cache = empty_matrix<T>(1, size);
+      p.layer_cache = cache.mutable_data_ptr();
+    }
+    saved_tensors* keep = save && i >= lowest() ? &t.blocks.emplace_back() : nullptr;
+    hidden = b.forward(p, hidden, keep);
+  }
+  return hidden;
+}
+
+template <class T>
+void decoder_lm<T>::score_head(part_tape& t, const at::Tensor& hidden, bool entropy, bool save, target_values& values) {
+  const vocabulary_slice& slice = parts_.head->vocabulary();
+  const auto n_rows = std::int64_t(t.index.rows.size());
+  t.normalised =
+      parts_.head->normalise(where_, hidden, t.n_tokens(), t.index.rows, save ? &t.gathered : nullptr, save ? &t.inverse : nullptr);
+  t.stats.resize(std::size_t(n_rows));
+  const bool keep_logits = save && n_rows * slice.count() * 4 <= kept_logits_bytes;
+  std::vector<std::vector<std::size_t>> targets_of(static_cast<std::size_t>(n_rows));
+  for (std::size_t i = 0; i < t.index.of.size(); ++i)
+    targets_of[std::size_t(t.index.of[i])].push_back(i);
+  at::Tensor chunk;
+  for (std::int64_t begin = 0; begin < n_rows; begin += head_chunk) {
+    const std::int64_t count = std::min(head_chunk, n_rows - begin);
+    if (keep_logits || !chunk.defined() || chunk.size(0) < count)
+      chunk = empty_matrix<float>(count, slice.count());
+    parts_.head->logits(where_, t.normalised, begin, count, data<float>(chunk));
+    std::vector<vocabulary_slice::target> targets;
+    std::vector<std::size_t> which;
+    for (std::int64_t r = 0; r < count; ++r)
+      for (const auto i : targets_of[std::size_t(begin + r)]) {
+        targets.push_back({std::int32_t(r), t.part.batch.targets[i]});
+        which.push_back(i);
+      }
+    std::vector<float> logits(targets.size());
+    slice.softmax(where_, data<float>(chunk), count, t.temperature, entropy || save, targets, t.stats.data() + begin, logits.data());
+    for (std::size_t i = 0; i < targets.size(); ++i)
+      values.logprobs[std::size_t(t.part.targets[which[i]])] =
+          t.stats[std::size_t(begin + targets[i].row)].logprob(logits[i], t.temperature);
+    if (keep_logits)
+      t.logits.push_back(chunk);
+  }
+  if (entropy)
+    for (std::size_t i = 0; i < t.index.of.size(); ++i)
+      values.entropy[std::size_t(t.part.targets[i])] = t.stats[std::size_t(t.index.of[i])].entropy();
+}
+
+// ---- backward ----
+
+// What reaches each row of logits, targets that agree added up.
+template <class T>
+at::Tensor decoder_lm<T>::backward_head(part_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy) {
+  const vocabulary_slice& slice = parts_.head->vocabulary();
+  const auto n_rows = std::int64_t(t.index.rows.size());
   std::vector<kernels::row_gradient> rows(static_cast<std::size_t>(n_rows));
   for (std::size_t i = 0; i < t.index.of.size(); ++i) {
     auto& row = rows[std::size_t(t.index.of[i])];
-    const auto at = std::find(row.ids.begin(), row.ids.end(), t.batch.targets[i]);
+    const auto whole = std::size_t(t.part.targets[i]);
+    const auto at = std::find(row.ids.begin(), row.ids.end(), t.part.batch.targets[i]);
     if (at == row.ids.end()) {
-      row.ids.push_back(t.batch.targets[i]);
-      row.d_logprob.push_back(d_logprob[i]);
+      row.ids.push_back(t.part.batch.targets[i]);
+      row.d_logprob.push_back(d_logprob[whole]);
     } else {
-      row.d_logprob[std::size_t(at - row.ids.begin())] += d_logprob[i];
+      row.d_logprob[std::size_t(at - row.ids.begin())] += d_logprob[whole];
     }
     if (!d_entropy.empty())
-      row.d_entropy += d_entropy[i];
+      row.d_entropy += d_entropy[whole];
   }
+  for (auto& row : rows)
+    row = slice.own(row);
   at::Tensor d_normalised = empty_matrix<float>(n_rows, t.normalised.size(1));
   for (std::int64_t begin = 0; begin < n_rows; begin += head_chunk) {
     const std::int64_t count = std::min(head_chunk, n_rows - begin);
@@ -255,41 +377,70 @@ at::Tensor decoder_lm<T>::backward_head(pass_tape& t, std::span<const float> d_l
     if (!t.logits.empty()) {
       logits = t.logits[std::size_t(begin / head_chunk)];
     } else {
-      logits = empty_matrix<float>(count, vocab);
+      logits = empty_matrix<float>(count, slice.count());
       parts_.head->logits(where_, t.normalised, begin, count, data<float>(logits));
     }
-    at::Tensor d_logits = empty_matrix<T>(count, vocab);
-    kernels::softmax_backward(where_, data<float>(logits), count, vocab, t.temperature, t.stats.data() + begin, rows.data() + begin,
+    at::Tensor d_logits = empty_matrix<T>(count, slice.count());
+    kernels::softmax_backward(where_, data<float>(logits), count, slice.count(), t.temperature, t.stats.data() + begin, rows.data() + begin,
                               data<T>(d_logits));
     parts_.head->backward_logits(where_, t.normalised, begin, count, d_logits, d_normalised);
   }
-  return parts_.head->backward_norm(where_, d_normalised, t.gathered, t.inverse, t.index.rows, std::int64_t(t.batch.tokens.ids.size()));
+  return parts_.head->backward_norm(where_, d_normalised, t.gathered, t.inverse, t.index.rows, t.n_tokens());
 }
 
-template <class T> void decoder_lm<T>::backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) {
-  auto& t = dynamic_cast<pass_tape&>(saved);
-  if (d_logprob.size() != t.index.of.size() || (!d_entropy.empty() && d_entropy.size() != d_logprob.size()))
-    throw error{errc::bad_shape, "model backward: " + std::to_string(d_logprob.size()) + " gradients for " + std::to_string(t.index.of.size()) + " targets"};
-  if (t.index.of.empty() || (lowest_trainable_ == parts_.blocks.size() && !parts_.head->trainable()))
-    return;
-  at::Tensor d_hidden = backward_head(t, d_logprob, d_entropy);
-  const kernels::key_rows keys = kernels::find_key_rows(t.batch.tokens);
-  pass p{where_, t.batch.tokens, nullptr, &keys};
-  for (std::size_t i = parts_.blocks.size(); i-- > lowest_trainable_;) {
-    d_hidden = parts_.blocks[i]->backward(p, t.blocks[i - lowest_trainable_], std::move(d_hidden), i > lowest_trainable_);
-    t.blocks[i - lowest_trainable_].clear();
+template <class T>
+void decoder_lm<T>::backward_part(part_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy) {
+  const std::size_t last = parts_.first + parts_.blocks.size();
+  if (!parts_.head && parts_.lowest_trainable >= last)
+    return; // no gradient comes this far
+  at::Tensor d_hidden = parts_.head ? backward_head(t, d_logprob, d_entropy) : receive(tp_.rows(t.n_tokens()), parts_.out, true);
+  const kernels::key_rows keys = kernels::find_key_rows(t.part.batch.tokens);
+  pass p{where_, t.part.batch.tokens, nullptr, &keys};
+  const std::size_t lowest_own = lowest();
+  for (std::size_t i = parts_.blocks.size(); i-- > lowest_own;) {
+    saved_tensors& saved = t.blocks[i - lowest_own];
+    d_hidden = parts_.blocks[i]->backward(p, saved, std::move(d_hidden), parts_.first + i > parts_.lowest_trainable);
+    saved.clear();
   }
+  if (parts_.lowest_trainable < parts_.first)
+    pass_on(d_hidden, ranks_.pp_rank - 1);
 }
 
-template <class T> void decoder_lm<T>::zero_grads() {
-  for (const auto& p : parameters_)
-    where_.pool().split(std::int64_t(p.grad.size()), [&](std::int64_t begin, std::int64_t end) {
-      std::memset(p.grad.data() + begin, 0, std::size_t(end - begin) * sizeof(float));
-    });
+template <class T>
+void decoder_lm<T>::backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) {
+  auto& t = dynamic_cast<pass_tape&>(saved);
+  if (d_logprob.size() != t.n_targets || (!d_entropy.empty() && d_entropy.size() != d_logprob.size()))
+    throw error{errc::bad_shape,
+                "model backward: " + std::to_string(d_logprob.size()) + " gradients for " + std::to_string(t.n_targets) + " targets"};
+  if (t.n_targets == 0 || (parts_.head && !parts_.head->trainable() && parts_.lowest_trainable == parts_.first + parts_.blocks.size()))
+    return;
+  weight* shared = parts_.shared_table && parts_.shared_table->trainable ? parts_.shared_table : nullptr;
+  const at::Tensor before = shared ? shared->grad : at::Tensor{};
+  if (shared)
+    shared->grad = at::zeros(shared->shape, at::kFloat);
+  for (auto& part : t.parts)
+    if (!part.index.of.empty())
+      backward_part(part, d_logprob, d_entropy);
+  if (shared)
+    share_table_gradient(before);
 }
 
-template <class T> float decoder_lm<T>::logprob(const float* logits, std::int32_t id, float temperature) const {
-  return kernels::softmax_row(where_.which(), logits, cfg_.vocab_size, temperature, false).logprob(logits[id], temperature);
+template <class T>
+void decoder_lm<T>::zero_grads() {
+  for (const weight* w : weights_)
+    if (w->trainable) {
+      const std::int64_t columns = w->grad.size(-1), rows = w->grad.numel() / std::max<std::int64_t>(columns, 1);
+      const std::int64_t apart = w->grad.dim() > 1 ? w->grad.stride(0) : columns;
+      where_.pool().split(rows, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t r = begin; r < end; ++r)
+          std::memset(data<float>(w->grad) + r * apart, 0, std::size_t(columns) * sizeof(float));
+      });
+    }
+}
+
+template <class T>
+float decoder_lm<T>::logprob(const float* logits, std::int32_t id, float temperature) const {
+  return vocabulary_slice(tp_, cfg_.vocab_size, 0, 0).softmax_row(where_.which(), logits, temperature).logprob(logits[id], temperature);
 }
 
 template class decoder_lm<float>;

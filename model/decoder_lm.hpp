@@ -8,14 +8,21 @@
 
 namespace troupe {
 
-/// The chain of blocks of a model without its head: embedding, layers, ...
-template <class T> struct composition {
+/// The chain of blocks of a model without its head: embedding, layers, ... With pipeline stages, one stage's slice of it.
+template <class T>
+struct composition {
   std::vector<std::unique_ptr<block<T>>> blocks;
-  std::unique_ptr<lm_head<T>> head;
+  std::unique_ptr<lm_head<T>> head; // null: the last stage's
+  weight* shared_table = nullptr;   // a tied table of which the first and the last stage hold a copy: this stage's
+  std::size_t first = 0;            // number of the first block in the whole chain
+  std::size_t lowest_trainable = 0; // number of the first block with a trained tensor; that of the head where no block has one
+  std::int64_t in = 0, out = 0;     // widths at the stage's ends
 };
 
-/// A causal language model as a list of blocks. T: bf16 or float.
-template <class T> class decoder_lm final : public causal_lm {
+/// A causal language model as a list of blocks, or one rank's part of it: then every call is made by all ranks of the mesh
+/// alike, and gives all of them the same values. T: bf16 or float.
+template <class T>
+class decoder_lm final : public causal_lm {
 public:
   decoder_lm(model_config cfg, composition<T> parts, const model_options& options, compute& where);
 
@@ -33,9 +40,19 @@ public:
   float logprob(const float* logits, std::int32_t id, float temperature) const override;
 
 private:
+  struct part_tape;
   struct pass_tape;
+  void place(weight& w);
   void lay_out();
-  at::Tensor backward_head(pass_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy);
+  bool first_stage() const { return parts_.first == 0; }
+  std::size_t lowest() const; // index of the first own block that a gradient reaches; blocks.size(): none
+  at::Tensor receive(std::int64_t rows, std::int64_t width, bool gradient) const;
+  void pass_on(const at::Tensor& x, int to) const;
+  at::Tensor score_blocks(part_tape& t, bool save);
+  void score_head(part_tape& t, const at::Tensor& hidden, bool entropy, bool save, target_values& values);
+  void backward_part(part_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy);
+  at::Tensor backward_head(part_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy);
+  void share_table_gradient(const at::Tensor& before);
 
   model_config cfg_;
   composition<T> parts_;
@@ -43,7 +60,8 @@ private:
   compute& where_;
   std::vector<weight*> weights_;
   std::vector<parameter> parameters_;
-  std::size_t lowest_trainable_ = 0; // index of the first block with a trained tensor; blocks.size(): none
+  rank_context ranks_;
+  tensor_parallel tp_;
 };
 
 } // namespace troupe

@@ -10,13 +10,15 @@ namespace troupe {
 
 using kernels::bf16;
 
-template <class T> at::Tensor empty_matrix(std::int64_t rows, std::int64_t columns) {
+template <class T>
+at::Tensor empty_matrix(std::int64_t rows, std::int64_t columns) {
   return at::empty({rows, columns}, std::is_same_v<T, float> ? at::kFloat : at::kBFloat16);
 }
 template at::Tensor empty_matrix<float>(std::int64_t, std::int64_t);
 template at::Tensor empty_matrix<bf16>(std::int64_t, std::int64_t);
 
-template <class T> stacked_linear<T>::stacked_linear(std::vector<weight*> parts, bool gated) : parts_(std::move(parts)), gated_(gated) {
+template <class T>
+stacked_linear<T>::stacked_linear(std::vector<weight*> parts, bool gated) : parts_(std::move(parts)), gated_(gated) {
   inputs_ = parts_[0]->shape[1];
   for (const weight* w : parts_)
     outputs_ += w->shape[0];
@@ -26,8 +28,15 @@ template <class T> stacked_linear<T>::stacked_linear(std::vector<weight*> parts,
 
 namespace {
 
+// Rows may lie apart: a column slice of a shared tensor.
+template <class T>
+T* row(const at::Tensor& matrix, std::int64_t r) {
+  return data<T>(matrix) + r * matrix.stride(0);
+}
+
 // gate and up [n, k] -> [ceil(n/16)*32, k], 16 rows of each in turn; missing rows are zero.
-template <class T> at::Tensor interleave(compute& where, const weight& gate, const weight& up) {
+template <class T>
+at::Tensor interleave(compute& where, const weight& gate, const weight& up) {
   const std::int64_t n = gate.shape[0], k = gate.shape[1], tiles = (n + 15) / 16;
   at::Tensor both = empty_matrix<T>(tiles * 32, k);
   const weight* parts[] = {&gate, &up};
@@ -36,7 +45,7 @@ template <class T> at::Tensor interleave(compute& where, const weight& gate, con
       const std::int64_t source = r / 32 * 16 + r % 16;
       T* to = data<T>(both) + r * k;
       if (source < n)
-        std::memcpy(to, data<T>(parts[r % 32 / 16]->value) + source * k, std::size_t(k) * sizeof(T));
+        std::memcpy(to, row<T>(parts[r % 32 / 16]->value, source), std::size_t(k) * sizeof(T));
       else
         std::memset(to, 0, std::size_t(k) * sizeof(T));
     }
@@ -45,7 +54,8 @@ template <class T> at::Tensor interleave(compute& where, const weight& gate, con
 }
 
 // dy [n, columns] -> its transpose [columns, n padded to 32], zeros in the padding.
-template <class T> at::Tensor transpose(compute& where, const T* dy, std::int64_t n, std::int64_t ld, std::int64_t columns) {
+template <class T>
+at::Tensor transpose(compute& where, const T* dy, std::int64_t n, std::int64_t ld, std::int64_t columns) {
   const std::int64_t padded = (n + 31) / 32 * 32;
   at::Tensor t = empty_matrix<T>(columns, padded);
   where.pool().split((columns + 31) / 32, [&](std::int64_t begin, std::int64_t end) {
@@ -65,7 +75,8 @@ template <class T> at::Tensor transpose(compute& where, const T* dy, std::int64_
 
 } // namespace
 
-template <class T> void stacked_linear<T>::lay_out(compute& where, bool backward) {
+template <class T>
+void stacked_linear<T>::lay_out(compute& where, bool backward) {
   if (forward_.n() == 0)
     forward_ = kernels::packed_weight<T>(outputs_, inputs_, gated_);
   std::int64_t column = 0;
@@ -75,7 +86,7 @@ template <class T> void stacked_linear<T>::lay_out(compute& where, bool backward
   if (aligned) {
     for (std::size_t i = 0; i < parts_.size(); ++i) {
       const weight& w = *parts_[i];
-      kernels::pack(where.pool(), forward_, data<T>(w.value), inputs_, w.shape[0], gated_ ? 0 : column, gated_ ? int(i) : 0);
+      kernels::pack(where.pool(), forward_, data<T>(w.value), w.value.stride(0), w.shape[0], gated_ ? 0 : column, gated_ ? int(i) : 0);
       column += w.shape[0];
     }
   }
@@ -87,8 +98,8 @@ template <class T> void stacked_linear<T>::lay_out(compute& where, bool backward
     for (const weight* w : parts_) {
       if (gated_)
         break;
-      std::memcpy(to, data<T>(w->value), std::size_t(w->shape[0] * inputs_) * sizeof(T));
-      to += w->shape[0] * inputs_;
+      for (std::int64_t r = 0; r < w->shape[0]; ++r, to += inputs_)
+        std::memcpy(to, row<T>(w->value, r), std::size_t(inputs_) * sizeof(T));
     }
   }
   if (!aligned)
@@ -100,7 +111,8 @@ template <class T> void stacked_linear<T>::lay_out(compute& where, bool backward
   }
 }
 
-template <class T> at::Tensor stacked_linear<T>::forward(compute& where, const at::Tensor& x, const at::Tensor* residual) const {
+template <class T>
+at::Tensor stacked_linear<T>::forward(compute& where, const at::Tensor& x, const at::Tensor* residual) const {
   const std::int64_t n = x.size(0);
   at::Tensor y = empty_matrix<T>(n, outputs_);
   kernels::gemm_epilogue<T> e;
@@ -112,25 +124,29 @@ template <class T> at::Tensor stacked_linear<T>::forward(compute& where, const a
   return y;
 }
 
-template <class T> at::Tensor stacked_linear<T>::forward_raw(compute& where, const at::Tensor& x) const {
+template <class T>
+at::Tensor stacked_linear<T>::forward_raw(compute& where, const at::Tensor& x) const {
   const std::int64_t n = x.size(0);
   at::Tensor y = empty_matrix<T>(n, raw_outputs());
   kernels::gemm(where.pool(), where.which(), data<T>(x), inputs_, n, forward_.ungated(), data<T>(y), raw_outputs());
   return y;
 }
 
-template <class T> void stacked_linear<T>::forward_f32(compute& where, const T* x, std::int64_t n, float* y) const {
+template <class T>
+void stacked_linear<T>::forward_f32(compute& where, const T* x, std::int64_t n, float* y) const {
   kernels::gemm(where.pool(), where.which(), x, inputs_, n, forward_, y, outputs_);
 }
 
-template <class T> at::Tensor stacked_linear<T>::backward_input(compute& where, const at::Tensor& dy) const {
+template <class T>
+at::Tensor stacked_linear<T>::backward_input(compute& where, const at::Tensor& dy) const {
   const std::int64_t n = dy.size(0);
   at::Tensor dx = empty_matrix<float>(n, inputs_);
   kernels::gemm(where.pool(), where.which(), data<T>(dy), raw_outputs(), n, backward_, data<float>(dx), inputs_);
   return dx;
 }
 
-template <class T> void stacked_linear<T>::backward_weights(compute& where, const at::Tensor& dy, const at::Tensor& x) const {
+template <class T>
+void stacked_linear<T>::backward_weights(compute& where, const at::Tensor& dy, const at::Tensor& x) const {
   if (!any_trainable())
     return;
   const std::int64_t n = dy.size(0), padded = (n + 31) / 32 * 32;
@@ -147,7 +163,7 @@ template <class T> void stacked_linear<T>::backward_weights(compute& where, cons
           if (!parts_[std::size_t(part)]->trainable)
             continue;
           const float* from = data<float>(both) + (r / 16 * 32 + part * 16 + r % 16) * inputs_;
-          float* to = data<float>(parts_[std::size_t(part)]->grad) + r * inputs_;
+          float* to = row<float>(parts_[std::size_t(part)]->grad, r);
           for (std::int64_t j = 0; j < inputs_; ++j)
             to[j] += from[j];
         }
@@ -159,13 +175,15 @@ template <class T> void stacked_linear<T>::backward_weights(compute& where, cons
     if (w->trainable) {
       at::Tensor t = transpose(where, data<T>(dy) + column, n, raw_outputs(), rows);
       float* grad = data<float>(w->grad);
-      kernels::gemm(where.pool(), where.which(), data<T>(t), padded, rows, packed, grad, inputs_, {nullptr, grad, inputs_});
+      const std::int64_t ld = w->grad.stride(0);
+      kernels::gemm(where.pool(), where.which(), data<T>(t), padded, rows, packed, grad, ld, {nullptr, grad, ld});
     }
     column += rows;
   }
 }
 
-template <class T> bool stacked_linear<T>::any_trainable() const {
+template <class T>
+bool stacked_linear<T>::any_trainable() const {
   return std::any_of(parts_.begin(), parts_.end(), [](const weight* w) { return w->trainable; });
 }
 

@@ -1,7 +1,9 @@
 #include "model/registry.hpp"
 #include "core/error.hpp"
 #include "model/decoder_lm.hpp"
+#include "model/parallel/stages.hpp"
 #include "model/weights/tensor_check.hpp"
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -12,16 +14,59 @@ using kernels::bf16;
 
 namespace {
 
+bool trained(const tensor_spec& tensor, const model_options& options) {
+  return options.training && !tensor.optional &&
+         std::any_of(options.trainable.begin(), options.trainable.end(), [&](const auto& glob) { return glob_match(glob, tensor.name); });
+}
+
+// Makes blocks [first, last) of the chain.
+template <class T>
+struct block_maker {
+  const std::vector<block_spec>& layout;
+  tensor_parallel tp;
+  embedding_block<T>* embedding = nullptr;
+  std::shared_ptr<rope_table> rope = nullptr;
+
+  void add(composition<T>& parts, const block_spec& spec) {
+    if (spec.kind == block_kind::embedding) {
+      auto made = std::make_unique<embedding_block<T>>(spec, tp);
+      embedding = made.get();
+      parts.blocks.push_back(std::move(made));
+    } else if (spec.kind == block_kind::decoder) {
+      if (!rope)
+        rope = std::make_shared<rope_table>(spec.layer.rope, spec.layer.head_dim);
+      parts.blocks.push_back(std::make_unique<decoder_block<T>>(spec, rope, tp));
+    } else {
+      add_head(parts, spec);
+    }
+  }
+  void add_head(composition<T>& parts, const block_spec& spec) {
+    const tensor_spec& table = layout.front().tensors[0];
+    weight* tied = spec.tied && embedding ? &embedding->table() : nullptr;
+    parts.head = std::make_unique<lm_head<T>>(spec, tied, spec.tied && !tied ? &table : nullptr, tp);
+  }
+};
+
 template <class T>
 std::shared_ptr<causal_lm> make_llama(const model_config& cfg, const model_options& options, compute& where) {
+  const auto layout = layout_of(cfg);
+  const rank_context ranks = options.parallel ? options.parallel->ranks : rank_context{};
+  const auto cuts = stage_cuts(layout, ranks.shape.pp);
   composition<T> parts;
-  auto embedding = std::make_unique<embedding_block<T>>("model.embed_tokens.weight", cfg.vocab_size, cfg.layer.hidden);
-  weight* tied = cfg.tie_word_embeddings ? &embedding->table() : nullptr;
-  parts.blocks.push_back(std::move(embedding));
-  const auto rope = std::make_shared<rope_table>(cfg.layer.rope, cfg.layer.head_dim);
-  for (std::int64_t i = 0; i < cfg.n_layers; ++i)
-    parts.blocks.push_back(std::make_unique<decoder_block<T>>("model.layers." + std::to_string(i) + ".", cfg.layer, rope));
-  parts.head = std::make_unique<lm_head<T>>(cfg.vocab_size, cfg.layer.hidden, cfg.layer.rms_norm_eps, tied);
+  parts.first = cuts[std::size_t(ranks.pp_rank)];
+  const std::size_t last = cuts[std::size_t(ranks.pp_rank) + 1];
+  parts.in = layout[parts.first].in;
+  parts.out = layout[last - 1].out;
+  parts.lowest_trainable = layout.size() - 1;
+  for (std::size_t i = layout.size() - 1; i-- > 0;)
+    for (const auto& tensor : layout[i].tensors)
+      if (trained(tensor, options))
+        parts.lowest_trainable = i;
+  block_maker<T> maker{layout, tensor_parallel(ranks.tp, options.parallel && options.parallel->sequence_parallel)};
+  for (std::size_t i = parts.first; i < last; ++i)
+    maker.add(parts, layout[i]);
+  if (layout.back().tied && ranks.shape.pp > 1)
+    parts.shared_table = ranks.first_stage() ? &maker.embedding->table() : parts.head ? parts.head->copied() : nullptr;
   return std::make_shared<decoder_lm<T>>(cfg, std::move(parts), options, where);
 }
 
@@ -48,12 +93,46 @@ void check_tied_head(const safetensors_reader& files, const model_config& cfg) {
                                      cfg.architecture + " with tie_word_embeddings; it differs from the embedding"};
 }
 
-void check_finite(std::span<const float> values, const std::string& name, const std::filesystem::path& dir) {
-  for (std::size_t i = 0; i < values.size(); ++i)
-    if (!std::isfinite(values[i]))
-      throw error{errc::bad_input, dir.string() + ": tensor " + name + " holds " + (std::isnan(values[i]) ? "NaN" : "infinity") +
-                                       " at element " + std::to_string(i) + "; weights must be finite"};
-}
+// Reads a parameter's part of a tensor by its byte ranges: rows are one range, columns one a row. In pieces, so that no more than a
+// piece exists twice.
+class part_reader {
+public:
+  part_reader(const tensor_info& tensor, const parameter& p, dtype compute_type, const std::string& file)
+      : tensor_(tensor), p_(p), type_(compute_type), file_(file) {}
+  std::uint64_t read() {
+    const bool columns = p_.dim == 1 && p_.shape[1] != tensor_.shape[1];
+    const std::int64_t width = p_.shape.size() > 1 ? tensor_.shape[1] : 1, runs = columns ? p_.shape[0] : 1;
+    const std::int64_t length = columns ? p_.shape[1] : std::int64_t(p_.numel()), first = columns ? p_.begin : p_.begin * width;
+    for (std::int64_t r = 0; r < runs; ++r)
+      for (std::int64_t at = 0; at < length; at += piece)
+        take(first + r * width + at, r * length + at, std::min(piece, length - at));
+    return p_.numel() * size_of(tensor_.type);
+  }
+
+private:
+  static constexpr std::int64_t piece = 1 << 18;
+  void take(std::int64_t from, std::int64_t to, std::int64_t count) {
+    float* as_f32 = p_.master.data() + to;
+    if (p_.master.empty()) {
+      buffer_.resize(std::size_t(piece));
+      as_f32 = buffer_.data();
+    }
+    convert_elements(tensor_.type, tensor_.bytes.data() + std::size_t(from) * size_of(tensor_.type), dtype::f32,
+                     reinterpret_cast<std::byte*>(as_f32), std::size_t(count));
+    for (std::int64_t i = 0; i < count; ++i)
+      if (!std::isfinite(as_f32[i]))
+        throw error{errc::bad_input, file_ + ": tensor " + p_.name + " holds " + (std::isnan(as_f32[i]) ? "NaN" : "infinity") +
+                                         " at element " + std::to_string(from + i) + "; weights must be finite"};
+    std::byte* value = p_.value.data() + std::size_t(to) * size_of(type_);
+    if (static_cast<const void*>(as_f32) != static_cast<const void*>(value))
+      convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(as_f32), type_, value, std::size_t(count));
+  }
+  const tensor_info& tensor_;
+  const parameter& p_;
+  const dtype type_;
+  const std::string& file_;
+  std::vector<float> buffer_;
+};
 
 } // namespace
 
@@ -77,27 +156,18 @@ std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_optio
   return (options.compute_type == dtype::f32 ? it->second.f32 : it->second.bf16_)(cfg, options, where);
 }
 
-void load_weights(causal_lm& model, const std::filesystem::path& dir) {
+std::uint64_t load_weights(causal_lm& model, const std::filesystem::path& dir) {
   const safetensors_reader files{dir};
   check_tensors(files, model.config());
   check_tied_head(files, model.config());
-  std::vector<float> values;
-  for (const parameter& p : model.parameters()) {
-    const tensor_info* found = files.find(p.name);
-    if (!found)
-      continue; // optional, zero
-    const tensor_info& t = *found;
-    std::span<float> as_f32 = p.master;
-    if (as_f32.empty()) {
-      values.resize(p.numel());
-      as_f32 = values;
+  std::uint64_t bytes = 0;
+  for (const parameter& p : model.parameters())
+    if (const tensor_info* found = files.find(p.name)) { // else optional, zero
+      bytes += part_reader(*found, p, model.compute_type(), dir.string()).read();
+      files.release(*found);
     }
-    convert_elements(t.type, t.bytes.data(), dtype::f32, reinterpret_cast<std::byte*>(as_f32.data()), p.numel());
-    check_finite(as_f32, p.name, dir);
-    if (static_cast<const void*>(as_f32.data()) != static_cast<const void*>(p.value.data()))
-      convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(as_f32.data()), model.compute_type(), p.value.data(), p.numel());
-  }
   model.publish_values();
+  return bytes;
 }
 
 std::shared_ptr<causal_lm> load_model(const std::filesystem::path& dir, const model_options& options, compute& where) {

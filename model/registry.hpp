@@ -1,6 +1,9 @@
 #pragma once
 #include "model/causal_lm.hpp"
+#include "model/parallel/communicator.hpp"
 #include <filesystem>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -8,10 +11,22 @@ namespace troupe {
 
 class compute;
 
+struct weight;
+
+/// One rank's place in a model that several share.
+struct rank_setup {
+  rank_context ranks;
+  bool sequence_parallel = false; // norms and residuals on slices of the rows; counts with ranks.shape.tp > 1
+  /// Gives a weight its tensors instead of the model, e.g. as views of tensors that ranks of one process share; may be empty.
+  /// copy: as in `parameter`. Such a model has no `parameters()` and is filled by who placed them.
+  std::function<void(weight& w, bool copy)> place;
+};
+
 struct model_options {
-  dtype compute_type = dtype::f32;                   // f32 or bf16
-  bool training = false;                             // masters, gradients, weights laid out for the backward pass
-  std::vector<std::string> trainable = {"*"};        // globs over parameter names; ignored unless training
+  dtype compute_type = dtype::f32;                      // f32 or bf16
+  bool training = false;                                // masters, gradients, weights laid out for the backward pass
+  std::vector<std::string> trainable = {"*"};           // globs over parameter names; ignored unless training
+  std::shared_ptr<const rank_setup> parallel = nullptr; // null: one rank holds the whole model
 };
 
 /// Loads a Hugging Face directory. `where` must outlive the model.
@@ -22,8 +37,9 @@ std::shared_ptr<causal_lm> load_model(const std::filesystem::path& dir, const mo
 /// A model of that shape with zero weights, to be filled by weight sync or a checkpoint.
 std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_options& options, compute& where);
 
-/// Reads every parameter's `value` (and `master`) from a directory's safetensors; the same checks as load_model.
-void load_weights(causal_lm& model, const std::filesystem::path& dir);
+/// Reads every parameter's `value` (and `master`) from a directory's safetensors; the same checks as load_model. A rank's model
+/// reads the byte ranges of its parts alone. Returns the bytes it read.
+std::uint64_t load_weights(causal_lm& model, const std::filesystem::path& dir);
 
 /// Known values of config.json's `architectures[0]`.
 std::vector<std::string> architectures();

@@ -43,7 +43,10 @@ namespace v1 {
 template <class T> void embed(compute& where, const T* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, T* out) {
   where.pool().split(n, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r)
-      std::memcpy(out + r * h, table + std::int64_t(ids[r]) * h, std::size_t(h) * sizeof(T));
+      if (ids[r] >= 0)
+        std::memcpy(out + r * h, table + std::int64_t(ids[r]) * h, std::size_t(h) * sizeof(T));
+      else
+        std::memset(out + r * h, 0, std::size_t(h) * sizeof(T));
   });
 }
 
@@ -51,6 +54,8 @@ void embed_backward(compute& where, const std::int32_t* ids, const float* d_out,
   // Threads share columns, not rows: equal ids are then added in row order.
   where.pool().split(h, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = 0; r < n; ++r) {
+      if (ids[r] < 0)
+        continue;
       float* g = grad + std::int64_t(ids[r]) * h;
       for (std::int64_t j = begin; j < end; ++j)
         g[j] += d_out[r * h + j];
@@ -123,6 +128,21 @@ double log_exact(double x) {
 
 float softmax_stats::log_sum() const { return float(log_exact(double(sum))); }
 
+softmax_stats merge(const softmax_stats* slices, int n) {
+  softmax_stats all = slices[0];
+  if (n == 1)
+    return all;
+  for (int i = 1; i < n; ++i)
+    all.maximum = std::max(all.maximum, slices[i].maximum);
+  all.sum = all.moment = 0;
+  for (int i = 0; i < n; ++i) {
+    const float shift = std::max(-87.f, slices[i].maximum - all.maximum), scale = exp_negative(slices[i].maximum - all.maximum);
+    all.sum += slices[i].sum * scale;
+    all.moment += (slices[i].moment + shift * slices[i].sum) * scale;
+  }
+  return all;
+}
+
 softmax_stats softmax_row(isa which, const float* logits, std::int64_t vocab, float temperature, bool moment) {
   softmax_stats s{};
   RG_CALL(which, softmax_row, logits, vocab, temperature, moment, &s.maximum, &s.sum, &s.moment);
@@ -142,7 +162,7 @@ void softmax_backward(compute& where, const float* logits, std::int64_t rows, st
   where.pool().split(rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
       const row_gradient& g = gradients[r];
-      float total = 0;
+      float total = g.elsewhere;
       for (const float d : g.d_logprob)
         total += d;
       const float entropy = g.d_entropy != 0 ? stats[r].entropy() : 0.f;

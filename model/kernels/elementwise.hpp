@@ -9,9 +9,9 @@ namespace troupe::kernels {
 // Row kernels. T is the compute type, bf16 or float; sums and gradients of the residual stream are float. Each row's bits
 // depend on that row alone. Threads and instruction set come from `where` and change no bit. Row-major, no padding.
 
-/// out [n, h] = table [vocab, h] at ids.
+/// out [n, h] = table [vocab, h] at ids; zeros where an id is negative (another rank's).
 template <class T> void embed(compute& where, const T* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, T* out);
-/// grad [vocab, h] += d_out [n, h] at ids, rows in order.
+/// grad [vocab, h] += d_out [n, h] at ids, rows in order; negative ids are left out.
 void embed_backward(compute& where, const std::int32_t* ids, const float* d_out, std::int64_t n, std::int64_t h, float* grad);
 
 /// y = w * round(x / sqrt(mean(x^2) + eps)), rounded; x, y [n, h]. inverse: [n] the 1/sqrt, may be null.
@@ -42,14 +42,18 @@ struct softmax_stats {
   float logprob(float logit, float temperature) const { return (logit / temperature - maximum) - log_sum(); }
   float entropy() const { return log_sum() - moment / sum; }
 };
+/// Of a whole row from those of its slices, in order. One slice: itself.
+softmax_stats merge(const softmax_stats* slices, int n);
 softmax_stats softmax_row(isa which, const float* logits, std::int64_t vocab, float temperature, bool moment);
 void softmax_rows(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature, bool moment, softmax_stats* out);
 
-/// Gradients that reach one row of logits: of the log-probs of `ids` (which differ) and of the entropy.
+/// Gradients that reach one row of logits: of the log-probs of `ids` (which differ) and of the entropy. Of a slice of the
+/// vocabulary `ids` count from its beginning, and `elsewhere` is the sum of the other slices' d_logprob.
 struct row_gradient {
   std::vector<std::int32_t> ids;
   std::vector<float> d_logprob;
   float d_entropy = 0;
+  float elsewhere = 0;
 };
 /// d_logits [rows, vocab] from them.
 template <class T>

@@ -44,6 +44,8 @@ public:
   /// One communicator a member, in rank order; they outlive the world. name: for messages, e.g. "tp".
   std::vector<std::shared_ptr<communicator>> group(const std::string& name, int size);
   void abort(const std::string& reason);
+  /// Forgets an abort and what was under way; only while no rank is in a call.
+  void reset();
 
 private:
   std::shared_ptr<thread_world_state> state_;

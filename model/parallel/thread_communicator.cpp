@@ -234,6 +234,17 @@ void thread_world::abort(const std::string& reason) {
   state_->abort(reason);
 }
 
+void thread_world::reset() {
+  const std::lock_guard lock(state_->mutex);
+  state_->aborted.clear();
+  for (const auto& g : state_->groups) {
+    g->arrived.assign(g->arrived.size(), false);
+    g->n_arrived = 0;
+    for (auto& queue : g->queues)
+      queue.clear();
+  }
+}
+
 std::vector<rank_context> make_contexts(thread_world& world, const mesh& shape) {
   std::vector<rank_context> all(std::size_t(shape.size()));
   for (int p = 0; p < shape.pp; ++p)

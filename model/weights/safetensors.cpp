@@ -7,6 +7,8 @@
 #include <cstring>
 #include <limits>
 #include <set>
+#include <sys/mman.h>
+#include <unistd.h>
 
 namespace troupe {
 
@@ -271,5 +273,13 @@ const tensor_info* safetensors_reader::find(const std::string& name) const {
 
 const std::map<std::string, tensor_info>& safetensors_reader::tensors() const { return impl_->tensors; }
 const fs::path& safetensors_reader::path() const { return impl_->path; }
+
+void safetensors_reader::release(const tensor_info& tensor) const {
+  // Whole pages alone; the neighbours share the others.
+  const auto page = std::uintptr_t(sysconf(_SC_PAGESIZE)), begin = std::uintptr_t(tensor.bytes.data());
+  const std::uintptr_t first = (begin + page - 1) / page * page, last = (begin + tensor.n_bytes) / page * page;
+  if (first < last)
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
 
 } // namespace troupe

@@ -31,6 +31,8 @@ public:
   const tensor_info* find(const std::string& name) const; // null when absent
   const std::map<std::string, tensor_info>& tensors() const;
   const std::filesystem::path& path() const;
+  /// Its bytes have been read: their memory is the system's to take back. They may still be read.
+  void release(const tensor_info& tensor) const;
 
 private:
   struct impl;
