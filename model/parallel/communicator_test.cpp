@@ -261,7 +261,7 @@ TEST(Processes, ExchangeAndAddUpLikeThreads) {
 }
 
 TEST(Processes, AKilledPeerIsNamedAfterTheDeadline) {
-  auto workers = start_workers(worker, 3, {"wait", "500"});
+  auto workers = start_workers(worker, 3, {"wait", "2000"});
   for (auto& w : workers)
     ASSERT_EQ(w.line(), "ready");
   workers[1].signal(SIGKILL);
@@ -276,7 +276,7 @@ TEST(Processes, AKilledPeerIsNamedAfterTheDeadline) {
 }
 
 TEST(Processes, AStoppedPeerIsNamedAfterTheDeadline) {
-  auto workers = start_workers(worker, 2, {"wait", "500"});
+  auto workers = start_workers(worker, 2, {"wait", "2000"});
   for (auto& w : workers)
     ASSERT_EQ(w.line(), "ready");
   workers[1].signal(SIGSTOP);

@@ -122,4 +122,37 @@ inline pass_result run_pass(causal_lm& model, const packed_batch& batch, bool tr
   return result;
 }
 
+/// The bits of a rank's results: values that all ranks have alike, and its own gradients.
+struct rank_digest {
+  std::uint64_t values = 14695981039346656037ull, grads = 14695981039346656037ull;
+  bool operator==(const rank_digest&) const = default;
+  std::string text() const { return std::to_string(values) + " " + std::to_string(grads); }
+};
+
+inline void add_bits(std::uint64_t& digest, std::span<const float> values) {
+  for (const float v : values) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &v, 4);
+    digest = (digest ^ bits) * 1099511628211ull;
+  }
+}
+
+/// Makes a rank's model, runs everything and digests it.
+inline rank_digest digest_of_rank(const model_config& cfg, dtype type, const rank_context& ranks, bool sequence) {
+  compute where(1);
+  auto setup = std::make_shared<rank_setup>();
+  setup->ranks = ranks;
+  setup->sequence_parallel = sequence;
+  const auto model = make_model(cfg, {type, true, {"*"}, setup}, where);
+  fill_by_name(*model);
+  const pass_result result = run_pass(*model, tiny_batch(3, 0), true);
+  rank_digest digest;
+  add_bits(digest.values, result.logprobs);
+  add_bits(digest.values, result.entropy);
+  add_bits(digest.values, decode(*model, {3, 60, 31, 0, 17, 44, 5, 59, 12, 8}, 6));
+  for (const parameter& p : model->parameters())
+    add_bits(digest.grads, p.grad);
+  return digest;
+}
+
 } // namespace troupe

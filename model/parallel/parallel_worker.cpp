@@ -2,6 +2,7 @@
 // Prints its endpoint, reads everyone's, does the task and prints one line.
 #include "core/error.hpp"
 #include "model/kernels/thread_pool.hpp"
+#include "model/parallel/model_support.hpp"
 #include "model/parallel/reduce.hpp"
 #include <bit>
 #include <cstdint>
@@ -42,6 +43,13 @@ int run(const std::vector<std::string>& arguments) {
   for (auto& e : endpoints)
     std::getline(std::cin, e);
   world.connect(endpoints);
+  if (task == "model") { // PP TP SP DTYPE
+    const mesh shape{std::stoi(arguments[3]), 1, std::stoi(arguments[4])};
+    const rank_context ranks = make_context(world, rank, shape);
+    const dtype type = arguments[6] == "f32" ? dtype::f32 : dtype::bf16;
+    std::cout << digest_of_rank(tiny_llama(2, true), type, ranks, arguments[5] == "1").text() << std::endl;
+    return 0;
+  }
   const auto group = world.group("test", everyone(size));
   if (task == "sums") {
     sums(*group);
