@@ -1,6 +1,6 @@
 #include "actors/parts.hpp"
 #include "model/kernels/thread_pool.hpp"
-#include "model/registry.hpp"
+#include "model/parallel/local_ranks.hpp"
 #include <algorithm>
 
 namespace troupe {
@@ -17,15 +17,33 @@ generator_options make_generator_options(const config& cfg, const model_config& 
   return out;
 }
 
-std::shared_ptr<causal_lm> load_policy(const config& cfg, compute& where) {
-  return load_model(cfg.model.path, {compute_type(cfg), true, cfg.model.trainable}, where);
+shared_layout learner_layout(const config& cfg) {
+  const learner_section& l = cfg.learner;
+  return {{int(l.pipeline_parallel_size), int(l.data_parallel_size), int(l.tensor_parallel_size)}, l.sequence_parallel, 0};
+}
+
+std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, compute& where) {
+  shared_layout layout = learner_layout(cfg);
+  if (generates)
+    layout.generating_tp = int(cfg.rollout.tensor_parallel_size);
+  auto model = make_shared_model(load_model_config(cfg.model.path), {compute_type(cfg), true, cfg.model.trainable, nullptr}, layout, where);
+  load_weights(*model, cfg.model.path);
+  return model;
+}
+
+std::shared_ptr<causal_lm> make_rollout_model(const config& cfg, const model_config& model, compute& where) {
+  const mesh shape{1, 1, int(cfg.rollout.tensor_parallel_size)};
+  return make_shared_model(model, {compute_type(cfg), false, cfg.model.trainable, nullptr}, {shape, false, 0}, where);
 }
 
 std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where) {
   if (!cfg.learner.use_kl_loss && !cfg.algorithm.use_kl_in_reward)
     return nullptr;
   const std::string& path = cfg.reference.path.empty() ? cfg.model.path : cfg.reference.path;
-  return load_model(path, {compute_type(cfg), false, {}}, where);
+  // On the learner's ranks: at step 0 the KL of equal models is then 0 to the last bit.
+  auto model = make_shared_model(load_model_config(path), {compute_type(cfg), false, {}, nullptr}, learner_layout(cfg), where);
+  load_weights(*model, path);
+  return model;
 }
 
 } // namespace troupe

@@ -76,7 +76,7 @@ work begin_learning(caf::actor_system& sys, const invitation& in, const config& 
   setup->cfg = cfg;
   setup->total_steps = cfg.run.total_steps;
   setup->run_dir = cfg.run_dir();
-  setup->policy = load_policy(cfg, where);
+  setup->policy = load_policy(cfg, false, where);
   setup->reference = load_reference(cfg, where);
   setup->where = &where;
   setup->source = make_zmq_source(setup->policy, "127.0.0.1", secret);
@@ -102,7 +102,7 @@ work begin_rolling(caf::actor_system& sys, const invitation& in, const config& c
   const auto setup = std::make_shared<rollout_setup>();
   setup->cfg = cfg;
   setup->end_tokens = model.eos_token_ids;
-  setup->model = make_model(model, {compute_type(cfg), false, cfg.model.trainable}, where);
+  setup->model = make_rollout_model(cfg, model, where);
   setup->options = make_generator_options(cfg, model, model.eos_token_ids, where);
   setup->make_sink = [policy = setup->model, secret](const std::string& endpoint) { return make_zmq_sink(endpoint, policy, secret); };
   const std::shared_ptr<experience_sender> sender = connect_experience(in.welcome.experience_endpoint, secret);

@@ -1,6 +1,9 @@
 #include "cli/command.hpp"
 #include "cli/memory.hpp"
 #include "cli/validate.hpp"
+#include "model/layout.hpp"
+#include "model/parallel/communicator.hpp"
+#include "model/parallel/stages.hpp"
 #include <algorithm>
 #include <cstdio>
 
@@ -74,6 +77,42 @@ void print_memory(const validated_run& run) {
   std::printf("  %-34s %12s\n", "this machine", spelled_bytes(machine_memory()).c_str());
 }
 
+std::uint64_t bytes_a_rank(const block_spec& block, std::int64_t tp, std::uint64_t element) {
+  std::uint64_t bytes = 0;
+  for (const auto& tensor : block.tensors) {
+    std::uint64_t part = element;
+    for (const auto size : shard_shape(tensor, 0, tp))
+      part *= std::uint64_t(size);
+    bytes += part;
+  }
+  return bytes;
+}
+
+std::string spelled_name(const block_spec& block) {
+  return block.prefix.empty() ? name_of(block.kind) : block.prefix.substr(0, block.prefix.size() - 1);
+}
+
+// Which learner rank holds which blocks.
+void print_layout(const validated_run& run) {
+  const config& c = run.cfg;
+  const mesh shape{int(c.learner.pipeline_parallel_size), int(c.learner.data_parallel_size), int(c.learner.tensor_parallel_size)};
+  std::printf("layout\n  learner %d rank%s (tensor %d x pipeline %d x data %d%s), %lld rollout%s of tensor %lld, %s\n", shape.size(),
+              shape.size() == 1 ? "" : "s", shape.tp, shape.pp, shape.dp, c.learner.sequence_parallel ? ", sequence parallel" : "",
+              static_cast<long long>(c.rollout.actors), c.rollout.actors == 1 ? "" : "s",
+              static_cast<long long>(c.rollout.tensor_parallel_size),
+              c.placement.processes ? "one process each, ranks as threads" : "all in one process, ranks as threads");
+  const auto blocks = layout_of(run.model);
+  const auto cuts = stage_cuts(blocks, shape.pp);
+  for (int p = 0; p < shape.pp; ++p) {
+    std::uint64_t bytes = 0;
+    for (std::size_t b = cuts[std::size_t(p)]; b < cuts[std::size_t(p) + 1]; ++b)
+      bytes += bytes_a_rank(blocks[b], shape.tp, c.model.dtype == compute_dtype::bfloat16 ? 2 : 4);
+    std::printf("  ranks %d to %d: %s to %s, weights %s a rank\n", shape.rank_of(p, 0, 0), shape.rank_of(p, shape.dp - 1, shape.tp - 1),
+                spelled_name(blocks[cuts[std::size_t(p)]]).c_str(), spelled_name(blocks[cuts[std::size_t(p) + 1] - 1]).c_str(),
+                spelled_bytes(bytes).c_str());
+  }
+}
+
 int check(const check_options& options) {
   const config cfg = load_config(options.file, options.overrides);
   const bool used = check_run_directory(cfg);
@@ -86,8 +125,7 @@ int check(const check_options& options) {
   print_rows("validation", run.val_rows);
   print_arithmetic(run);
   print_memory(run);
-  std::printf("layout\n  learner 1 rank (tensor 1 x pipeline 1 x data 1), %lld rollout%s, %s\n", static_cast<long long>(cfg.rollout.actors),
-              cfg.rollout.actors == 1 ? "" : "s", cfg.placement.processes ? "one process a rank" : "all in one process");
+  print_layout(run);
   std::printf("run\n  %s%s\n", cfg.run_dir().c_str(), used ? " (has been started; train goes on with it)" : "");
   for (const auto& warning : run.warnings)
     std::printf("warning: %s\n", warning.c_str());

@@ -45,7 +45,7 @@ std::uint64_t cache_bytes(const config& cfg, const model_config& model, std::uin
 std::uint64_t activation_bytes(const config& cfg, const model_config& model, std::uint64_t element) {
   const std::uint64_t prompts = std::uint64_t(cfg.learner.ppo_mini_batch_size);
   const std::uint64_t in_batch = prompts * std::uint64_t(cfg.data.max_prompt_length + cfg.rollout.n * cfg.data.max_response_length);
-  const std::uint64_t tokens = std::min(std::uint64_t(cfg.learner.ppo_max_token_len), in_batch);
+  const std::uint64_t tokens = std::min(std::uint64_t(cfg.learner.ppo_max_token_len * cfg.learner.data_parallel_size), in_batch);
   // Kept for the backward pass in a layer: two inputs and two norms, q, k, v, the attention's output, gate, up and their product.
   std::uint64_t width = 0;
   for (const auto& block : layout_of(model))
@@ -76,12 +76,14 @@ std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& 
   const bool bf16 = s.element == 2;
   const std::vector<memory_part> policy = {{"weights (compute type)", s.parameters * s.element},
                                            {"weights laid out for the kernels", s.linear * s.element}};
+  // Ranks are threads of one process and share what is not a data-parallel rank's own.
+  const auto replicas = std::uint64_t(cfg.learner.data_parallel_size);
   rank_memory learner{"learner 0", {}};
   learner.parts = {{"master weights (float32)", s.parameters * 4},
-                   {"gradients (float32)", n_trainable * 4},
+                   {"gradients (float32)", n_trainable * 4 * replicas},
                    {"Adam's moments (float32)", n_trainable * 8},
-                   {"weights (compute type)", bf16 ? s.parameters * s.element : 0}, // float32: the masters are they
-                   {"weights laid out for the kernels", 2 * s.linear * s.element},  // forward and backward
+                   {"weights (compute type)", bf16 ? s.parameters * s.element : 0},           // float32: the masters are they
+                   {"weights laid out for the kernels", 2 * s.linear * s.element * replicas}, // forward and backward
                    {"activations and logits", activation_bytes(cfg, model, s.element)}};
   if (cfg.learner.use_kl_loss)
     learner.parts.push_back({"reference model", (s.parameters + s.linear) * s.element});

@@ -2,6 +2,8 @@
 #include "cli/memory.hpp"
 #include "core/error.hpp"
 #include "experience/reward.hpp"
+#include "model/layout.hpp"
+#include "model/parallel/stages.hpp"
 #include "model/registry.hpp"
 #include "model/weights/tensor_check.hpp"
 #include <algorithm>
@@ -51,6 +53,30 @@ void check_lengths(const validated_run& run) {
     throw error(errc::bad_config,
                 "data.max_prompt_length + data.max_response_length = " + std::to_string(longest) +
                     " is more than the model's max_position_embeddings = " + std::to_string(run.model.max_position_embeddings));
+}
+
+// Whether the ranks can share the model. `section`: whose keys the message names.
+void check_sharding(const model_config& model, const std::string& section, std::int64_t tp, std::int64_t pp) {
+  try {
+    for (const auto& tensor : tensors_of(model))
+      shard_of(tensor, 0, tp);
+    stage_cuts(layout_of(model), int(pp));
+  } catch (const error& e) {
+    throw error(e.code(), section + "." + e.what());
+  }
+}
+
+void check_layout(validated_run& run) {
+  const learner_section& l = run.cfg.learner;
+  const std::int64_t rollout_tp = run.cfg.rollout.tensor_parallel_size;
+  check_sharding(run.model, "learner", l.tensor_parallel_size, l.pipeline_parallel_size);
+  check_sharding(run.model, "rollout", rollout_tp, 1);
+  if (l.sequence_parallel && l.tensor_parallel_size == 1)
+    throw error(errc::bad_config,
+                "learner.sequence_parallel = true splits rows over tensor-parallel ranks, and learner.tensor_parallel_size is 1");
+  if (rollout_tp != l.tensor_parallel_size)
+    run.warnings.push_back("rollout.tensor_parallel_size = " + std::to_string(rollout_tp) + " and learner.tensor_parallel_size = " +
+                           std::to_string(l.tensor_parallel_size) + " add in different orders: exactness is then not promised");
 }
 
 void check_ids(const std::vector<prompt_row>& rows, const validated_run& run, const char* key) {
@@ -124,6 +150,7 @@ validated_run validate_run(config cfg, run_purpose purpose) {
   run.end_tokens = load_eos_token_ids(dir, run.model);
   count_parameters(run);
   check_lengths(run);
+  check_layout(run);
   check_reference(run);
   run.tok = tokenizer::load(dir);
   run.chat = chat_template::load(dir);

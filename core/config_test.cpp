@@ -171,8 +171,6 @@ TEST(config, what_this_version_cannot_do_is_said) {
       {"[run]\ntask = 'sft'", "f.toml:12:8: run.task = \"sft\" is not in this version, which can do \"rl\""},
       {"[weightsync]\nchannel = 'nccl'",
        "f.toml:12:11: weightsync.channel = \"nccl\" is not in this version, which can do \"auto\", \"shared\", \"zmq\""},
-      {"[learner]\nsequence_parallel = true", "f.toml:12:21: learner.sequence_parallel = true is not in this version, which can do false"},
-      {"[learner]\ntensor_parallel_size = 2", "f.toml:12:24: learner.tensor_parallel_size = 2 is not in this version, which can do 1"},
       {"[critic]\nlr = 1e-5\nwarmup = 1", "f.toml:13:10: critic.warmup = 1 is not in this version, which can do 0 only: a critic belongs "
                                           "to algorithm.adv_estimator = \"gae\", "
                                           "which this version lacks"},

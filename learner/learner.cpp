@@ -126,7 +126,9 @@ void learner::impl::update(std::span<const scored_group> all, std::size_t begin,
   policy->zero_grads();
   loss_sums sums;
   const bool skip_zero = !objective.needs_entropy() && !objective.needs_reference();
-  for (const auto& micro : cut_micro_batches(groups, begin, cfg.learner.ppo_max_token_len, skip_zero))
+  // Data-parallel ranks share a micro-batch's prompts among them.
+  const std::int64_t max_tokens = cfg.learner.ppo_max_token_len * cfg.learner.data_parallel_size;
+  for (const auto& micro : cut_micro_batches(groups, begin, max_tokens, skip_zero))
     sums += pass(all, micro, totals, compare, metrics);
 
   const double norm = gradient_norm();

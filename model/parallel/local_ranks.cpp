@@ -3,6 +3,7 @@
 #include "model/block.hpp"
 #include "model/kernels/elementwise.hpp"
 #include "model/kernels/thread_pool.hpp"
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <algorithm>
 #include <condition_variable>
@@ -116,7 +117,8 @@ public:
 
 class local_ranks final : public causal_lm {
 public:
-  local_ranks(const model_config& cfg, const model_options& options, const mesh& shape, bool sequence_parallel, compute& where);
+  local_ranks(const model_config& cfg, const model_options& options, const mesh& shape, bool sequence_parallel, compute& where,
+              causal_lm* values_of);
 
   const model_config& config() const override { return models_[0]->config(); }
   dtype compute_type() const override { return models_[0]->compute_type(); }
@@ -140,7 +142,7 @@ public:
 private:
   causal_lm& model(int r) const { return *models_[std::size_t(r)]; }
   int dp_rank(int r) const { return contexts_[std::size_t(r)].dp_rank; }
-  void make_tensors(const model_config& cfg, const model_options& options);
+  void make_tensors(const model_config& cfg, const model_options& options, causal_lm* values_of);
   void place(int rank, weight& w, bool copy);
   void add_replicas(int rank);
   void run(const std::function<void(int)>& job);
@@ -162,10 +164,11 @@ private:
   rank_threads threads_;
 };
 
-local_ranks::local_ranks(const model_config& cfg, const model_options& options, const mesh& shape, bool sequence_parallel, compute& where)
+local_ranks::local_ranks(const model_config& cfg, const model_options& options, const mesh& shape, bool sequence_parallel, compute& where,
+                         causal_lm* values_of)
     : shape_(shape), where_(where), contexts_(make_contexts(world_, shape)), models_(std::size_t(shape.size())),
       gradients_(std::size_t(shape.size())), threads_(shape.size()) {
-  make_tensors(cfg, options);
+  make_tensors(cfg, options, values_of);
   for (int r = 0; r < shape.size(); ++r) {
     computes_.push_back(std::make_unique<compute>(std::max(1, where.threads() / shape.size()), where.which()));
     auto setup = std::make_shared<rank_setup>();
@@ -188,11 +191,13 @@ local_ranks::local_ranks(const model_config& cfg, const model_options& options, 
   }
 }
 
-void local_ranks::make_tensors(const model_config& cfg, const model_options& options) {
+void local_ranks::make_tensors(const model_config& cfg, const model_options& options, causal_lm* values_of) {
   for (const auto& spec : tensors_of(cfg)) {
     index_[spec.name] = tensors_.size();
     whole_tensor t;
-    t.value = at::zeros(spec.shape, options.compute_type == dtype::bf16 ? at::kBFloat16 : at::kFloat);
+    const auto type = options.compute_type == dtype::bf16 ? at::kBFloat16 : at::kFloat;
+    t.value =
+        values_of ? at::from_blob(values_of->parameters()[index_[spec.name]].value.data(), spec.shape, type) : at::zeros(spec.shape, type);
     if (options.training)
       t.master = options.compute_type == dtype::f32 ? t.value : at::zeros(spec.shape, at::kFloat);
     tensors_.push_back(std::move(t));
@@ -342,13 +347,8 @@ void local_ranks::add_replicas(int rank) {
 } // namespace
 
 std::shared_ptr<causal_lm> make_local_ranks(const model_config& cfg, const model_options& options, const mesh& shape,
-                                            bool sequence_parallel, compute& where) {
-  return std::make_shared<local_ranks>(cfg, options, shape, sequence_parallel, where);
-}
-
-std::shared_ptr<causal_lm> make_shared_model(const model_config& cfg, const model_options& options, const mesh& shape,
-                                             bool sequence_parallel, compute& where) {
-  return shape.size() == 1 ? make_model(cfg, options, where) : make_local_ranks(cfg, options, shape, sequence_parallel, where);
+                                            bool sequence_parallel, compute& where, causal_lm* values_of) {
+  return std::make_shared<local_ranks>(cfg, options, shape, sequence_parallel, where, values_of);
 }
 
 } // namespace troupe

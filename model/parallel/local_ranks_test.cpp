@@ -37,12 +37,12 @@ TEST(LocalRanks, LookLikeOneModel) {
   const packed_batch batch = tiny_batch(3, 0);
   for (const auto& cfg : {tiny_llama(2, true), tiny_llama(4, false)})
     for (const dtype type : {dtype::f32, dtype::bf16}) {
-      const auto one = make_model(cfg, {type, true, {"*"}}, where);
+      const auto one = make_model(cfg, {type, true, {"*"}, nullptr}, where);
       fill_by_name(*one);
       const pass_result expected = run_pass(*one, batch, true);
       std::map<int, std::vector<float>> by_tp = {{1, expected.logprobs}};
       for (const auto& c : cases) {
-        const auto many = make_local_ranks(cfg, {type, true, {"*"}}, c.shape, c.sequence, where);
+        const auto many = make_local_ranks(cfg, {type, true, {"*"}, nullptr}, c.shape, c.sequence, where);
         fill_by_name(*many);
         const pass_result got = run_pass(*many, batch, true);
         EXPECT_EQ(by_tp.try_emplace(c.shape.tp, got.logprobs).first->second, got.logprobs) << text_of(c);
@@ -59,7 +59,7 @@ TEST(LocalRanks, DecodingGivesTheBitsOfScoring) {
   builder.add_sequence(sequence, 6);
   const packed_batch batch = builder.take();
   for (const auto& c : cases) {
-    const auto many = make_local_ranks(tiny_llama(2, false), {dtype::bf16, false, {}}, c.shape, c.sequence, where);
+    const auto many = make_local_ranks(tiny_llama(2, false), {dtype::bf16, false, {}, nullptr}, c.shape, c.sequence, where);
     fill_by_name(*many);
     EXPECT_EQ(decode(*many, sequence, 6), many->score(batch, 0.7f, false, nullptr).logprobs) << text_of(c);
   }
@@ -69,8 +69,8 @@ TEST(LocalRanks, AnUpdateOfTheMastersReachesEveryRank) {
   compute where(1);
   const packed_batch batch = tiny_batch(2, 0);
   for (const dtype type : {dtype::f32, dtype::bf16}) {
-    const auto fresh = make_local_ranks(tiny_llama(2, true), {type, true, {"*"}}, {2, 1, 2}, true, where);
-    const auto updated = make_local_ranks(tiny_llama(2, true), {type, true, {"*"}}, {2, 1, 2}, true, where);
+    const auto fresh = make_local_ranks(tiny_llama(2, true), {type, true, {"*"}, nullptr}, {2, 1, 2}, true, where);
+    const auto updated = make_local_ranks(tiny_llama(2, true), {type, true, {"*"}, nullptr}, {2, 1, 2}, true, where);
     fill_by_name(*fresh);
     fill_by_name(*updated);
     for (const auto& m : {fresh, updated})
@@ -88,9 +88,34 @@ TEST(LocalRanks, AnUpdateOfTheMastersReachesEveryRank) {
   }
 }
 
+TEST(LocalRanks, GenerationMayHaveOtherRanksOverTheSameTensors) {
+  compute where(1);
+  const std::vector<std::int32_t> sequence = {3, 60, 31, 0, 17, 44, 5, 59, 12, 8};
+  batch_builder builder;
+  builder.add_sequence(sequence, 6);
+  const packed_batch batch = builder.take();
+  const auto decoded_at = [&](int training, int generating) {
+    const auto model =
+        make_shared_model(tiny_llama(2, true), {dtype::bf16, true, {"*"}, nullptr}, {{1, 1, training}, false, generating}, where);
+    fill_by_name(*model);
+    for (parameter& p : model->parameters())
+      p.master[0] += 0.5f;
+    model->publish_masters();
+    const auto scored = model->score(batch, 0.7f, false, nullptr).logprobs;
+    return std::pair(decode(*model, sequence, 6), scored);
+  };
+  const auto [one, one_scored] = decoded_at(1, 1);
+  const auto [two, two_scored] = decoded_at(2, 2);
+  EXPECT_EQ(one, one_scored);
+  EXPECT_EQ(two, two_scored);
+  EXPECT_NE(one, two);
+  EXPECT_EQ(decoded_at(1, 2), std::pair(two, one_scored));
+  EXPECT_EQ(decoded_at(2, 1), std::pair(one, two_scored));
+}
+
 TEST(LocalRanks, AFailureIsReportedOnceAndTheModelGoesOn) {
   compute where(1);
-  const auto many = make_local_ranks(tiny_llama(2, true), {dtype::f32, false, {}}, {2, 1, 2}, false, where);
+  const auto many = make_local_ranks(tiny_llama(2, true), {dtype::f32, false, {}, nullptr}, {2, 1, 2}, false, where);
   fill_by_name(*many);
   const packed_batch batch = tiny_batch(2, 0);
   const auto before = many->score(batch, 1.f, false, nullptr).logprobs;
@@ -109,8 +134,8 @@ TEST(LocalRanks, AFailureIsReportedOnceAndTheModelGoesOn) {
 
 TEST(LocalRanks, RanksThatCannotShareTheModelAreRefused) {
   compute where(1);
-  EXPECT_THROW(make_local_ranks(tiny_llama(2, true), {dtype::f32, false, {}}, {1, 1, 3}, false, where), error);
-  EXPECT_THROW(make_local_ranks(tiny_llama(2, true), {dtype::f32, false, {}}, {6, 1, 1}, false, where), error);
+  EXPECT_THROW(make_local_ranks(tiny_llama(2, true), {dtype::f32, false, {}, nullptr}, {1, 1, 3}, false, where), error);
+  EXPECT_THROW(make_local_ranks(tiny_llama(2, true), {dtype::f32, false, {}, nullptr}, {6, 1, 1}, false, where), error);
 }
 
 } // namespace
