@@ -27,6 +27,8 @@ model_config check_model_directory(const fs::path& dir, const std::string& key) 
     throw error(errc::unsupported,
                 (dir / "config.json").string() + ": architecture " + model.architecture + " is not in this version, which has " + list);
   }
+  if (model.head != head_kind::lm)
+    throw error(errc::bad_config, key + ": " + model.architecture + " of " + dir.string() + " gives no logits; a CausalLM is wanted");
   check_tensors(safetensors_reader(dir), model);
   return model;
 }

@@ -1,5 +1,6 @@
 #include "model/batch.hpp"
 #include "core/error.hpp"
+#include "model/causal_lm.hpp"
 #include <algorithm>
 #include <utility>
 
@@ -80,6 +81,8 @@ batch_part part_of(const packed_batch& whole, std::size_t first, std::size_t las
   const std::int32_t row0 = from.segments[first].row_begin, row1 = from.segments[last - 1].row_end;
   to.ids.assign(from.ids.begin() + row0, from.ids.begin() + row1);
   to.positions.assign(from.positions.begin() + row0, from.positions.begin() + row1);
+  const auto width = std::ptrdiff_t(from.embeds.size() / from.ids.size());
+  to.embeds.assign(from.embeds.begin() + row0 * width, from.embeds.begin() + row1 * width);
   std::vector<std::int32_t> block_of(std::size_t(from.n_blocks), -1);
   const auto renumbered = [&](std::int32_t block) {
     auto& number = block_of[std::size_t(block)];
@@ -129,6 +132,14 @@ std::vector<batch_part> cut_batch(const packed_batch& whole, int parts) {
   for (std::size_t i = 0; i + 1 < begins.size(); ++i)
     cut.push_back(part_of(whole, begins[i], begins[i + 1]));
   return cut;
+}
+
+std::vector<float> causal_lm::outputs(const packed_batch&, std::unique_ptr<tape>*) {
+  throw error{errc::unsupported, "model: this one gives log-probabilities alone"};
+}
+
+void causal_lm::backward_outputs(tape&, std::span<const float>) {
+  throw error{errc::unsupported, "model: this one gives log-probabilities alone"};
 }
 
 packed_batch batch_builder::take() { return std::exchange(batch_, {}); }

@@ -28,6 +28,7 @@ struct token_batch {
   std::vector<segment> segments;       // cover all rows, in order, without overlap
   std::vector<kv_copy> copies;
   std::int32_t n_blocks = 0; // block ids are below this
+  std::vector<float> embeds; // [n_tokens, width] in place of the ids' embeddings; empty: the ids count
 };
 
 /// A training or scoring pass: `targets[i]` is predicted from the hidden state of row `target_rows[i]`.

@@ -1,4 +1,5 @@
 #include "model/blocks.hpp"
+#include "core/error.hpp"
 #include "model/kernels/thread_pool.hpp"
 #include "model/parallel/reduce.hpp"
 #include <ATen/ops/empty.h>
@@ -24,6 +25,9 @@ at::Tensor narrowed(compute& where, const at::Tensor& x) {
   }
 }
 
+float widened(float x) { return x; }
+float widened(bf16 x) { return kernels::widen(x); }
+
 // What a rank holds of a layer's sizes.
 layer_config shared_by(layer_config cfg, int ranks) {
   cfg.n_heads /= ranks;
@@ -43,6 +47,7 @@ weight make_weight(const tensor_spec& spec, int rank, int size) {
   w.shape[std::size_t(part.dim)] = part.end - part.begin;
   w.dim = part.dim;
   w.begin = part.begin;
+  w.frozen = spec.optional;
   for (int other = 0; other < size; ++other)
     w.replicas += other != rank && shard_of(spec, other, size).begin == part.begin;
   return w;
@@ -66,6 +71,13 @@ template <class T>
 at::Tensor embedding_block<T>::forward(pass& p, const at::Tensor&, saved_tensors*) {
   const auto n = std::int64_t(p.tokens.ids.size()), h = table_.shape[1];
   at::Tensor out = empty_matrix<T>(n, h);
+  if (!p.tokens.embeds.empty()) {
+    if (std::int64_t(p.tokens.embeds.size()) != n * h)
+      throw error{errc::bad_shape, "model: embeddings of " + std::to_string(n) + " tokens hold " + std::to_string(p.tokens.embeds.size()) +
+                                       " numbers; width " + std::to_string(h) + " makes it " + std::to_string(n * h)};
+    kernels::convert(p.where, p.tokens.embeds.data(), n * h, data<T>(out));
+    return tp_.own_rows(out);
+  }
   kernels::embed(p.where, data<T>(table_.value), local_ids(p.tokens.ids).data(), n, h, data<T>(out));
   return tp_.sum_rows<T>(p.where, out, nullptr, table_.name);
 }
@@ -73,7 +85,7 @@ at::Tensor embedding_block<T>::forward(pass& p, const at::Tensor&, saved_tensors
 template <class T>
 at::Tensor embedding_block<T>::backward(pass& p, const saved_tensors&, at::Tensor d_hidden, bool) {
   const auto n = std::int64_t(p.tokens.ids.size());
-  if (table_.trainable) {
+  if (table_.trainable && p.tokens.embeds.empty()) {
     d_hidden = tp_.gather_rows<float>(d_hidden, n, table_.name);
     kernels::embed_backward(p.where, local_ids(p.tokens.ids).data(), data<float>(d_hidden), n, table_.shape[1], data<float>(table_.grad));
   }
@@ -214,24 +226,41 @@ template <class T>
 lm_head<T>::lm_head(const block_spec& spec, weight* tied, const tensor_spec* copied, tensor_parallel tp)
     : tp_(std::move(tp)), hidden_(spec.in), eps_(float(spec.layer.rms_norm_eps)), copied_(copied != nullptr),
       norm_(make_weight(spec.tensors[0], tp_.rank(), tp_.size())),
-      own_(tied ? weight{} : make_weight(copied ? *copied : spec.tensors[1], tp_.rank(), tp_.size())), matrix_(tied ? tied : &own_),
-      vocabulary_(tp_, spec.out, matrix_->begin, matrix_->shape[0]), linear_({matrix_}, false) {}
+      own_(tied || spec.kind == block_kind::norm ? weight{} : make_weight(copied ? *copied : spec.tensors[1], tp_.rank(), tp_.size())),
+      matrix_(spec.kind == block_kind::norm ? nullptr
+              : tied                        ? tied
+                                            : &own_),
+      vocabulary_(slice_of(spec)) {
+  if (matrix_)
+    linear_.emplace(std::vector<weight*>{matrix_}, false);
+  if (spec.kind == block_kind::value_head)
+    bias_ = make_weight(spec.tensors[2], tp_.rank(), tp_.size());
+}
+
+template <class T>
+vocabulary_slice lm_head<T>::slice_of(const block_spec& spec) const {
+  return spec.kind == block_kind::lm_head ? vocabulary_slice(tp_, spec.out, matrix_->begin, matrix_->shape[0])
+                                          : vocabulary_slice(tp_, spec.out, 0, spec.out);
+}
 
 template <class T>
 void lm_head<T>::weights(std::vector<weight*>& all) {
   all.push_back(&norm_);
   if (matrix_ == &own_)
     all.push_back(&own_);
+  if (bias_)
+    all.push_back(&*bias_);
 }
 
 template <class T>
 void lm_head<T>::lay_out(compute& where, bool backward) {
-  linear_.lay_out(where, backward);
+  if (linear_)
+    linear_->lay_out(where, backward);
 }
 
 template <class T>
 bool lm_head<T>::trainable() const {
-  return norm_.trainable || linear_.any_trainable();
+  return norm_.trainable || (linear_ && linear_->any_trainable());
 }
 
 template <class T>
@@ -253,15 +282,28 @@ at::Tensor lm_head<T>::normalise(compute& where, const at::Tensor& slice, std::i
 
 template <class T>
 void lm_head<T>::logits(compute& where, const at::Tensor& normalised, std::int64_t begin, std::int64_t count, float* out) const {
-  linear_.forward_f32(where, data<T>(normalised) + begin * hidden_, count, out);
+  const T* rows = data<T>(normalised) + begin * hidden_;
+  if (linear_)
+    linear_->forward_f32(where, rows, count, out);
+  else
+    for (std::int64_t i = 0; i < count * hidden_; ++i)
+      out[i] = widened(rows[i]);
+  if (bias_)
+    for (std::int64_t r = 0; r < count; ++r)
+      out[r] += widened(*data<T>(bias_->value));
 }
 
 template <class T>
 void lm_head<T>::backward_logits(compute& where, const at::Tensor& normalised, std::int64_t begin, std::int64_t count,
                                  const at::Tensor& d_logits, at::Tensor& d_normalised) const {
-  linear_.backward_weights(where, d_logits, normalised.narrow(0, begin, count));
-  const at::Tensor dx = linear_.backward_input(where, d_logits);
-  if (tp_.size() > 1)
+  if (!linear_) {
+    for (std::int64_t i = 0; i < count * hidden_; ++i)
+      data<float>(d_normalised)[begin * hidden_ + i] = widened(data<T>(d_logits)[i]);
+    return;
+  }
+  linear_->backward_weights(where, d_logits, normalised.narrow(0, begin, count));
+  const at::Tensor dx = linear_->backward_input(where, d_logits);
+  if (vocabulary_.count() < vocabulary_.total()) // else every rank has all of it
     all_reduce(tp_.group(), where.pool(), data<float>(dx), dx.numel(), matrix_->name);
   std::memcpy(data<float>(d_normalised) + begin * hidden_, data<float>(dx), std::size_t(count * hidden_) * sizeof(float));
 }

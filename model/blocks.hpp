@@ -4,6 +4,7 @@
 #include "model/parallel/vocabulary.hpp"
 #include "model/rope.hpp"
 #include <memory>
+#include <optional>
 
 namespace troupe {
 
@@ -49,7 +50,8 @@ private:
   stacked_linear<T> qkv_, out_, gate_up_, down_linear_;
 };
 
-/// Final norm and language-model head, applied to the rows that are asked for; vocabulary parallel.
+/// Final norm and what follows it, applied to the rows that are asked for: the language-model head, vocabulary parallel; a value
+/// or reward head, one "logit" a row, the same on every rank; or nothing, the normalised row being its "logits".
 template <class T>
 class lm_head {
 public:
@@ -58,6 +60,7 @@ public:
   lm_head(const block_spec& spec, weight* tied, const tensor_spec* copied = nullptr, tensor_parallel tp = {});
   void weights(std::vector<weight*>& all);
   void lay_out(compute& where, bool backward);
+  /// Of the columns that this rank computes.
   const vocabulary_slice& vocabulary() const { return vocabulary_; }
   /// The copy of the embedding's table, null without one.
   weight* copied() { return copied_ ? &own_ : nullptr; }
@@ -77,6 +80,7 @@ public:
   bool trainable() const;
 
 private:
+  vocabulary_slice slice_of(const block_spec& spec) const;
   tensor_parallel tp_;
   std::int64_t hidden_;
   float eps_;
@@ -85,7 +89,8 @@ private:
   weight own_;
   weight* matrix_;
   vocabulary_slice vocabulary_;
-  stacked_linear<T> linear_;
+  std::optional<stacked_linear<T>> linear_;
+  std::optional<weight> bias_;
 };
 
 } // namespace troupe

@@ -79,6 +79,12 @@ public:
   virtual void backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) = 0;
   virtual void zero_grads() = 0;
 
+  /// What the head gives at the batch's target rows, [n_targets, width] f32: logits (untempered), values, scores, or normalised
+  /// hidden states; width: the last block's `out`. The targets' ids do not count. save: as in score.
+  virtual std::vector<float> outputs(const packed_batch& batch, std::unique_ptr<tape>* save);
+  /// Adds gradients from those of `outputs`, of the same shape.
+  virtual void backward_outputs(tape& saved, std::span<const float> d_outputs);
+
   /// The log-probability that `score` gives for `id`, from a row of `forward`'s logits: the same bits.
   virtual float logprob(const float* logits, std::int32_t id, float temperature) const = 0;
 };

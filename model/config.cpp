@@ -198,6 +198,13 @@ nlohmann::json eos_json(const std::vector<std::int32_t>& ids) {
 
 } // namespace
 
+std::vector<std::string> architecture_names() {
+  std::vector<std::string> names;
+  for (const auto& entry : known_architectures)
+    names.emplace_back(entry.name);
+  return names;
+}
+
 model_config parse_model_config(std::string_view json_text, const std::string& file) {
   const auto json = parse_json_object(json_text, file);
   const json_section top(json, file);

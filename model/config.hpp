@@ -74,6 +74,9 @@ model_config load_model_config(const std::filesystem::path& dir);
 struct whole_models { model_config first, second; };
 whole_models sources_of(const split_config& split);
 
+/// What `architectures[0]` may be.
+std::vector<std::string> architecture_names();
+
 /// config.json's text for a directory that troupe writes; `parse_model_config` gives the same struct back.
 std::string to_config_json(const model_config& cfg, dtype declared);
 

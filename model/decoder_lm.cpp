@@ -71,6 +71,9 @@ void check_batch(const token_batch& b, std::int64_t vocab, std::int32_t cache_bl
   if (b.ids.empty() || b.ids.size() != b.positions.size())
     throw error{errc::bad_shape, "model: a pass needs as many positions as tokens, and at least one; it has " +
                                      std::to_string(b.positions.size()) + " and " + std::to_string(b.ids.size())};
+  if (b.embeds.size() % b.ids.size() != 0)
+    throw error{errc::bad_shape,
+                "model: " + std::to_string(b.embeds.size()) + " numbers are no embeddings of " + std::to_string(b.ids.size()) + " tokens"};
   for (const auto id : b.ids)
     if (id < 0 || id >= vocab)
       throw error{errc::bad_shape, "model: token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(vocab)};
@@ -118,8 +121,9 @@ decoder_lm<T>::decoder_lm(model_config cfg, composition<T> parts, const model_op
 // Gives a weight its memory and, where that is the model's own, a parameter.
 template <class T>
 void decoder_lm<T>::place(weight& w) {
-  w.trainable = options_.training && std::any_of(options_.trainable.begin(), options_.trainable.end(),
-                                                 [&](const std::string& glob) { return glob_match(glob, w.name); });
+  w.trainable =
+      options_.training && !w.frozen &&
+      std::any_of(options_.trainable.begin(), options_.trainable.end(), [&](const std::string& glob) { return glob_match(glob, w.name); });
   const bool copy = tp_.rank() % w.replicas != 0 || (parts_.head && &w == parts_.head->copied());
   if (options_.parallel && options_.parallel->place)
     return options_.parallel->place(w, copy);
@@ -227,6 +231,7 @@ void decoder_lm<T>::share_table_gradient(const at::Tensor& before) {
 
 template <class T>
 void decoder_lm<T>::forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) {
+  require_logits();
   auto& blocks = dynamic_cast<block_cache<T>&>(cache);
   check_batch(batch, cfg_.vocab_size, blocks.n_blocks());
   pass p{where_, batch};
@@ -258,30 +263,18 @@ void decoder_lm<T>::forward(const token_batch& batch, kv_cache& cache, std::span
 
 template <class T>
 target_values decoder_lm<T>::score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) {
-  check_batch(batch.tokens, cfg_.vocab_size, batch.tokens.n_blocks);
+  require_logits();
   for (const auto id : batch.targets)
     if (id < 0 || id >= cfg_.vocab_size)
       throw error{errc::bad_shape,
                   "model: target id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(cfg_.vocab_size)};
-  auto t = std::make_unique<pass_tape>();
-  t->n_targets = batch.targets.size();
   target_values values;
   values.logprobs.resize(batch.targets.size());
   values.entropy.resize(entropy ? batch.targets.size() : 0);
-  // Twice as many parts as stages keep two thirds of the stages at work.
-  for (auto& part : cut_batch(batch, ranks_.shape.pp > 1 ? 2 * ranks_.shape.pp : 1)) {
-    part_tape& kept = t->parts.emplace_back();
-    kept.part = std::move(part);
-    kept.temperature = temperature;
-    kept.index = index_targets(kept.part.batch.target_rows);
-    const at::Tensor hidden = score_blocks(kept, save != nullptr);
-    if (parts_.head)
-      score_head(kept, hidden, entropy, save != nullptr, values);
-    else
-      pass_on(hidden, ranks_.pp_rank + 1);
-    if (!save)
-      t->parts.clear();
-  }
+  auto t = run_parts(batch, save != nullptr, [&](part_tape& part, const at::Tensor& hidden) {
+    part.temperature = temperature;
+    score_head(part, hidden, entropy, save != nullptr, values);
+  });
   if (ranks_.shape.pp > 1) {
     ranks_.pp->broadcast(values.logprobs.data(), values.logprobs.size() * sizeof(float), ranks_.shape.pp - 1, "log-probabilities");
     ranks_.pp->broadcast(values.entropy.data(), values.entropy.size() * sizeof(float), ranks_.shape.pp - 1, "entropies");
@@ -289,6 +282,64 @@ target_values decoder_lm<T>::score(const packed_batch& batch, float temperature,
   if (save)
     *save = std::move(t);
   return values;
+}
+
+template <class T>
+void decoder_lm<T>::require_logits() const {
+  if (cfg_.head != head_kind::lm)
+    throw error{errc::unsupported, "model: " + cfg_.architecture + " gives no logits: its head is of another kind; a CausalLM is wanted"};
+}
+
+// The blocks over a batch, in parts where the pipeline has stages; head: the last stage's work on a part.
+template <class T>
+std::unique_ptr<typename decoder_lm<T>::pass_tape>
+decoder_lm<T>::run_parts(const packed_batch& batch, bool save, const std::function<void(part_tape&, const at::Tensor& hidden)>& head) {
+  check_batch(batch.tokens, cfg_.vocab_size, batch.tokens.n_blocks);
+  auto t = std::make_unique<pass_tape>();
+  t->n_targets = batch.targets.size();
+  // Twice as many parts as stages keep two thirds of the stages at work.
+  for (auto& part : cut_batch(batch, ranks_.shape.pp > 1 ? 2 * ranks_.shape.pp : 1)) {
+    part_tape& kept = t->parts.emplace_back();
+    kept.part = std::move(part);
+    kept.index = index_targets(kept.part.batch.target_rows);
+    const at::Tensor hidden = score_blocks(kept, save);
+    if (parts_.head)
+      head(kept, hidden);
+    else
+      pass_on(hidden, ranks_.pp_rank + 1);
+    if (!save)
+      t->parts.clear();
+  }
+  return t;
+}
+
+template <class T>
+std::vector<float> decoder_lm<T>::outputs(const packed_batch& batch, std::unique_ptr<tape>* save) {
+  std::vector<float> out(batch.targets.size() * std::size_t(parts_.columns));
+  auto t = run_parts(batch, save != nullptr,
+                     [&](part_tape& part, const at::Tensor& hidden) { output_head(part, hidden, save != nullptr, out.data()); });
+  if (ranks_.shape.pp > 1)
+    ranks_.pp->broadcast(out.data(), out.size() * sizeof(float), ranks_.shape.pp - 1, "outputs");
+  if (save)
+    *save = std::move(t);
+  return out;
+}
+
+template <class T>
+void decoder_lm<T>::output_head(part_tape& t, const at::Tensor& hidden, bool save, float* out) {
+  const vocabulary_slice& slice = parts_.head->vocabulary();
+  const auto n_rows = std::int64_t(t.index.rows.size());
+  t.normalised =
+      parts_.head->normalise(where_, hidden, t.n_tokens(), t.index.rows, save ? &t.gathered : nullptr, save ? &t.inverse : nullptr);
+  at::Tensor all = empty_matrix<float>(n_rows, slice.count());
+  parts_.head->logits(where_, t.normalised, 0, n_rows, data<float>(all));
+  if (slice.count() < slice.total()) {
+    const at::Tensor own = all;
+    all = empty_matrix<float>(n_rows, slice.total());
+    slice.gather(data<float>(own), n_rows, data<float>(all));
+  }
+  for (std::size_t i = 0; i < t.index.of.size(); ++i)
+    std::copy_n(data<float>(all) + t.index.of[i] * slice.total(), slice.total(), out + t.part.targets[i] * slice.total());
 }
 
 template <class T>
@@ -388,12 +439,27 @@ at::Tensor decoder_lm<T>::backward_head(part_tape& t, std::span<const float> d_l
   return parts_.head->backward_norm(where_, d_normalised, t.gathered, t.inverse, t.index.rows, t.n_tokens());
 }
 
+// The gradient of `outputs`, rows that several targets share added up.
 template <class T>
-void decoder_lm<T>::backward_part(part_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy) {
+at::Tensor decoder_lm<T>::backward_output_head(part_tape& t, std::span<const float> d_outputs) {
+  const vocabulary_slice& slice = parts_.head->vocabulary();
+  const auto n_rows = std::int64_t(t.index.rows.size());
+  at::Tensor sum = at::zeros({n_rows, slice.count()}, at::kFloat);
+  for (std::size_t i = 0; i < t.index.of.size(); ++i)
+    for (std::int64_t c = 0; c < slice.count(); ++c)
+      data<float>(sum)[t.index.of[i] * slice.count() + c] += d_outputs[std::size_t(t.part.targets[i] * slice.total() + slice.begin() + c)];
+  at::Tensor d_out = empty_matrix<T>(n_rows, slice.count()), d_normalised = empty_matrix<float>(n_rows, t.normalised.size(1));
+  kernels::convert(where_, data<float>(sum), sum.numel(), data<T>(d_out));
+  parts_.head->backward_logits(where_, t.normalised, 0, n_rows, d_out, d_normalised);
+  return parts_.head->backward_norm(where_, d_normalised, t.gathered, t.inverse, t.index.rows, t.n_tokens());
+}
+
+template <class T>
+void decoder_lm<T>::backward_part(part_tape& t, const std::function<at::Tensor(part_tape&)>& head) {
   const std::size_t last = parts_.first + parts_.blocks.size();
   if (!parts_.head && parts_.lowest_trainable >= last)
     return; // no gradient comes this far
-  at::Tensor d_hidden = parts_.head ? backward_head(t, d_logprob, d_entropy) : receive(tp_.rows(t.n_tokens()), parts_.out, true);
+  at::Tensor d_hidden = parts_.head ? head(t) : receive(tp_.rows(t.n_tokens()), parts_.out, true);
   const kernels::key_rows keys = kernels::find_key_rows(t.part.batch.tokens);
   pass p{where_, t.part.batch.tokens, nullptr, &keys};
   const std::size_t lowest_own = lowest();
@@ -406,12 +472,9 @@ void decoder_lm<T>::backward_part(part_tape& t, std::span<const float> d_logprob
     pass_on(d_hidden, ranks_.pp_rank - 1);
 }
 
+// head: the last stage's gradient of its input, from that of what it gave.
 template <class T>
-void decoder_lm<T>::backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) {
-  auto& t = dynamic_cast<pass_tape&>(saved);
-  if (d_logprob.size() != t.n_targets || (!d_entropy.empty() && d_entropy.size() != d_logprob.size()))
-    throw error{errc::bad_shape,
-                "model backward: " + std::to_string(d_logprob.size()) + " gradients for " + std::to_string(t.n_targets) + " targets"};
+void decoder_lm<T>::backward_parts(pass_tape& t, const std::function<at::Tensor(part_tape&)>& head) {
   if (t.n_targets == 0 || (parts_.head && !parts_.head->trainable() && parts_.lowest_trainable == parts_.first + parts_.blocks.size()))
     return;
   weight* shared = parts_.shared_table && parts_.shared_table->trainable ? parts_.shared_table : nullptr;
@@ -420,9 +483,27 @@ void decoder_lm<T>::backward(tape& saved, std::span<const float> d_logprob, std:
     shared->grad = at::zeros(shared->shape, at::kFloat);
   for (auto& part : t.parts)
     if (!part.index.of.empty())
-      backward_part(part, d_logprob, d_entropy);
+      backward_part(part, head);
   if (shared)
     share_table_gradient(before);
+}
+
+template <class T>
+void decoder_lm<T>::backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) {
+  auto& t = dynamic_cast<pass_tape&>(saved);
+  if (d_logprob.size() != t.n_targets || (!d_entropy.empty() && d_entropy.size() != d_logprob.size()))
+    throw error{errc::bad_shape,
+                "model backward: " + std::to_string(d_logprob.size()) + " gradients for " + std::to_string(t.n_targets) + " targets"};
+  backward_parts(t, [&](part_tape& part) { return backward_head(part, d_logprob, d_entropy); });
+}
+
+template <class T>
+void decoder_lm<T>::backward_outputs(tape& saved, std::span<const float> d_outputs) {
+  auto& t = dynamic_cast<pass_tape&>(saved);
+  if (d_outputs.size() != t.n_targets * std::size_t(parts_.columns))
+    throw error{errc::bad_shape, "model backward: " + std::to_string(d_outputs.size()) + " gradients for " + std::to_string(t.n_targets) +
+                                     " targets of " + std::to_string(parts_.columns) + " columns"};
+  backward_parts(t, [&](part_tape& part) { return backward_output_head(part, d_outputs); });
 }
 
 template <class T>

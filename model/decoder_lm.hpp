@@ -3,6 +3,7 @@
 #include "model/causal_lm.hpp"
 #include "model/compute.hpp"
 #include "model/registry.hpp"
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -17,6 +18,7 @@ struct composition {
   std::size_t first = 0;            // number of the first block in the whole chain
   std::size_t lowest_trainable = 0; // number of the first block with a trained tensor; that of the head where no block has one
   std::int64_t in = 0, out = 0;     // widths at the stage's ends
+  std::int64_t columns = 0;         // of the whole model's outputs
 };
 
 /// A causal language model as a list of blocks, or one rank's part of it: then every call is made by all ranks of the mesh
@@ -37,6 +39,8 @@ public:
   target_values score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) override;
   void backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) override;
   void zero_grads() override;
+  std::vector<float> outputs(const packed_batch& batch, std::unique_ptr<tape>* save) override;
+  void backward_outputs(tape& saved, std::span<const float> d_outputs) override;
   float logprob(const float* logits, std::int32_t id, float temperature) const override;
 
 private:
@@ -48,10 +52,16 @@ private:
   std::size_t lowest() const; // index of the first own block that a gradient reaches; blocks.size(): none
   at::Tensor receive(std::int64_t rows, std::int64_t width, bool gradient) const;
   void pass_on(const at::Tensor& x, int to) const;
+  void require_logits() const;
   at::Tensor score_blocks(part_tape& t, bool save);
+  std::unique_ptr<pass_tape> run_parts(const packed_batch& batch, bool save,
+                                       const std::function<void(part_tape&, const at::Tensor& hidden)>& head);
   void score_head(part_tape& t, const at::Tensor& hidden, bool entropy, bool save, target_values& values);
-  void backward_part(part_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy);
+  void output_head(part_tape& t, const at::Tensor& hidden, bool save, float* out);
+  void backward_parts(pass_tape& t, const std::function<at::Tensor(part_tape&)>& head);
+  void backward_part(part_tape& t, const std::function<at::Tensor(part_tape&)>& head);
   at::Tensor backward_head(part_tape& t, std::span<const float> d_logprob, std::span<const float> d_entropy);
+  at::Tensor backward_output_head(part_tape& t, std::span<const float> d_outputs);
   void share_table_gradient(const at::Tensor& before);
 
   model_config cfg_;

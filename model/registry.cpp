@@ -1,12 +1,12 @@
 #include "model/registry.hpp"
 #include "core/error.hpp"
+#include "model/adapter_block.hpp"
 #include "model/decoder_lm.hpp"
 #include "model/parallel/stages.hpp"
 #include "model/weights/tensor_check.hpp"
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 
 namespace troupe {
 
@@ -36,6 +36,9 @@ struct block_maker {
       if (!rope)
         rope = std::make_shared<rope_table>(spec.layer.rope, spec.layer.head_dim);
       parts.blocks.push_back(std::make_unique<decoder_block<T>>(spec, rope, tp));
+    } else if (spec.kind == block_kind::adapter) {
+      rope = nullptr; // the second half has its own
+      parts.blocks.push_back(std::make_unique<adapter_block<T>>(spec, tp));
     } else {
       add_head(parts, spec);
     }
@@ -48,7 +51,7 @@ struct block_maker {
 };
 
 template <class T>
-std::shared_ptr<causal_lm> make_llama(const model_config& cfg, const model_options& options, compute& where) {
+std::shared_ptr<causal_lm> make_chain(const model_config& cfg, const model_options& options, compute& where) {
   const auto layout = layout_of(cfg);
   const rank_context ranks = options.parallel ? options.parallel->ranks : rank_context{};
   const auto cuts = stage_cuts(layout, ranks.shape.pp);
@@ -57,6 +60,7 @@ std::shared_ptr<causal_lm> make_llama(const model_config& cfg, const model_optio
   const std::size_t last = cuts[std::size_t(ranks.pp_rank) + 1];
   parts.in = layout[parts.first].in;
   parts.out = layout[last - 1].out;
+  parts.columns = layout.back().out;
   parts.lowest_trainable = layout.size() - 1;
   for (std::size_t i = layout.size() - 1; i-- > 0;)
     for (const auto& tensor : layout[i].tensors)
@@ -68,19 +72,6 @@ std::shared_ptr<causal_lm> make_llama(const model_config& cfg, const model_optio
   if (layout.back().tied && ranks.shape.pp > 1)
     parts.shared_table = ranks.first_stage() ? &maker.embedding->table() : parts.head ? parts.head->copied() : nullptr;
   return std::make_shared<decoder_lm<T>>(cfg, std::move(parts), options, where);
-}
-
-using maker = std::shared_ptr<causal_lm> (*)(const model_config&, const model_options&, compute&);
-struct architecture {
-  maker f32, bf16_;
-};
-
-// Every architecture: its composition for both compute types.
-const std::map<std::string, architecture>& table() {
-  static const std::map<std::string, architecture> known = {
-      {"LlamaForCausalLM", {make_llama<float>, make_llama<bf16>}},
-  };
-  return known;
 }
 
 // A tied head that is also in the files must be the embedding.
@@ -136,24 +127,19 @@ private:
 
 } // namespace
 
-std::vector<std::string> architectures() {
-  std::vector<std::string> names;
-  for (const auto& [name, makers] : table())
-    names.push_back(name);
-  return names;
-}
+std::vector<std::string> architectures() { return architecture_names(); }
 
 std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_options& options, compute& where) {
-  const auto it = table().find(cfg.architecture);
-  if (it == table().end()) {
+  const auto names = architectures();
+  if (std::find(names.begin(), names.end(), cfg.architecture) == names.end()) {
     std::string known;
-    for (const auto& name : architectures())
+    for (const auto& name : names)
       known += (known.empty() ? "" : ", ") + name;
     throw error{errc::unsupported, "architecture " + cfg.architecture + ": this version has " + known};
   }
   if (options.compute_type != dtype::f32 && options.compute_type != dtype::bf16)
     throw error{errc::unsupported, "compute type " + std::string(name_of(options.compute_type)) + ": float32 or bfloat16"};
-  return (options.compute_type == dtype::f32 ? it->second.f32 : it->second.bf16_)(cfg, options, where);
+  return options.compute_type == dtype::f32 ? make_chain<float>(cfg, options, where) : make_chain<bf16>(cfg, options, where);
 }
 
 std::uint64_t load_weights(causal_lm& model, const std::filesystem::path& dir) {

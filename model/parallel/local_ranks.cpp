@@ -132,6 +132,8 @@ public:
   void forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) override;
   target_values score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) override;
   void backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) override;
+  std::vector<float> outputs(const packed_batch& batch, std::unique_ptr<tape>* save) override;
+  void backward_outputs(tape& saved, std::span<const float> d_outputs) override;
   void zero_grads() override {
     run([this](int r) { model(r).zero_grads(); });
   }
@@ -148,6 +150,7 @@ private:
   void run(const std::function<void(int)>& job);
 
   const mesh shape_;
+  const std::size_t columns_; // of the head
   compute& where_;
   std::map<std::string, std::size_t> index_; // of a tensor's name in the two that follow
   std::vector<whole_tensor> tensors_;
@@ -166,7 +169,7 @@ private:
 
 local_ranks::local_ranks(const model_config& cfg, const model_options& options, const mesh& shape, bool sequence_parallel, compute& where,
                          causal_lm* values_of)
-    : shape_(shape), where_(where), contexts_(make_contexts(world_, shape)), models_(std::size_t(shape.size())),
+    : shape_(shape), columns_(std::size_t(layout_of(cfg).back().out)), where_(where), contexts_(make_contexts(world_, shape)), models_(std::size_t(shape.size())),
       gradients_(std::size_t(shape.size())), threads_(shape.size()) {
   make_tensors(cfg, options, values_of);
   for (int r = 0; r < shape.size(); ++r) {
@@ -319,6 +322,52 @@ void local_ranks::backward(tape& saved, std::span<const float> d_logprob, std::s
         de.push_back(d_entropy[std::size_t(i)]);
     }
     model(r).backward(*own, dl, de);
+  });
+  if (shape_.dp > 1)
+    run([this](int r) { add_replicas(r); });
+}
+
+std::vector<float> local_ranks::outputs(const packed_batch& batch, std::unique_ptr<tape>* save) {
+  auto t = std::make_unique<ranks_tape>();
+  t->n_targets = batch.targets.size();
+  t->of_rank.resize(std::size_t(shape_.size()));
+  const bool whole = shape_.dp == 1 || batch.tokens.ids.empty();
+  if (!whole)
+    t->parts = cut_batch(batch, shape_.dp);
+  std::vector<std::vector<float>> of_part(whole ? 1 : t->parts.size());
+  run([&](int r) {
+    const auto d = std::size_t(dp_rank(r));
+    if (d >= of_part.size())
+      return;
+    auto values = model(r).outputs(whole ? batch : t->parts[d].batch, save ? &t->of_rank[std::size_t(r)] : nullptr);
+    if (contexts_[std::size_t(r)].tp_rank == 0 && contexts_[std::size_t(r)].pp_rank == 0)
+      of_part[d] = std::move(values);
+  });
+  std::vector<float> out = whole ? std::move(of_part[0]) : std::vector<float>(t->n_targets * columns_);
+  for (std::size_t d = 0; d < t->parts.size(); ++d)
+    for (std::size_t i = 0; i < t->parts[d].targets.size(); ++i)
+      std::copy_n(of_part[d].begin() + std::ptrdiff_t(i * columns_), columns_,
+                  out.begin() + t->parts[d].targets[i] * std::ptrdiff_t(columns_));
+  if (save)
+    *save = std::move(t);
+  return out;
+}
+
+void local_ranks::backward_outputs(tape& saved, std::span<const float> d_outputs) {
+  auto& t = dynamic_cast<ranks_tape&>(saved);
+  if (d_outputs.size() != t.n_targets * columns_)
+    throw error{errc::bad_shape, "model backward: " + std::to_string(d_outputs.size()) + " gradients for " + std::to_string(t.n_targets) +
+                                     " targets of " + std::to_string(columns_) + " columns"};
+  run([&](int r) {
+    tape* own = t.of_rank[std::size_t(r)].get();
+    if (!own)
+      return;
+    if (t.parts.empty())
+      return model(r).backward_outputs(*own, d_outputs);
+    std::vector<float> part;
+    for (const auto i : t.parts[std::size_t(dp_rank(r))].targets)
+      part.insert(part.end(), d_outputs.begin() + i * std::ptrdiff_t(columns_), d_outputs.begin() + (i + 1) * std::ptrdiff_t(columns_));
+    model(r).backward_outputs(*own, part);
   });
   if (shape_.dp > 1)
     run([this](int r) { add_replicas(r); });

@@ -11,6 +11,7 @@ public:
   /// total ids; this rank has [begin, begin + count), every rank but the last ones the same number.
   vocabulary_slice(const tensor_parallel& tp, std::int64_t total, std::int64_t begin, std::int64_t count)
       : tp_(tp), total_(total), begin_(begin), count_(count) {}
+  std::int64_t begin() const { return begin_; }
   std::int64_t count() const { return count_; }
   std::int64_t total() const { return total_; }
 
