@@ -65,13 +65,39 @@ void add_split(CLI::App& convert, action& chosen) {
   });
 }
 
-/// A conversion of the interface that this version lacks: says so, whatever its arguments are.
-void add_missing(CLI::App& convert, action& chosen, const char* name, const char* help) {
-  auto* app = convert.add_subcommand(name, help);
-  app->allow_extras();
-  app->callback([&chosen, name] {
-    chosen = [name]() -> int {
-      throw error(errc::unsupported, std::string("convert ") + name + ": this version cannot do it; it converts gguf, hf and split");
+void add_shard(CLI::App& convert, action& chosen) {
+  struct options {
+    std::string source, target;
+    std::int64_t tp = 1, pp = 1;
+  };
+  auto* app = convert.add_subcommand("shard", "one model's directory to one directory a rank of a parallel layout");
+  auto o = std::make_shared<options>();
+  app->add_option("SRC", o->source, "model directory")->required();
+  app->add_option("DIR", o->target, "directory to write; must not exist or be empty")->required();
+  app->add_option("--tp", o->tp, "tensor-parallel ranks")->capture_default_str()->check(CLI::Range(1, 1024));
+  app->add_option("--pp", o->pp, "pipeline stages")->capture_default_str()->check(CLI::Range(1, 1024));
+  app->callback([&chosen, o] {
+    chosen = [o] {
+      print_conversion(convert_shard(o->source, o->target, o->tp, o->pp), o->target,
+                       std::to_string(o->tp * o->pp) + " ranks (tensor " + std::to_string(o->tp) + " x pipeline " + std::to_string(o->pp) +
+                           ")");
+      return 0;
+    };
+  });
+}
+
+void add_join(CLI::App& convert, action& chosen) {
+  struct options {
+    std::string source, target;
+  };
+  auto* app = convert.add_subcommand("join", "the directories that `shard` wrote to one model's directory");
+  auto o = std::make_shared<options>();
+  app->add_option("SRC", o->source, "what `shard` wrote")->required();
+  app->add_option("DIR", o->target, "directory to write; must not exist or be empty")->required();
+  app->callback([&chosen, o] {
+    chosen = [o] {
+      print_conversion(convert_join(o->source, o->target), o->target, "as sharded");
+      return 0;
     };
   });
 }
@@ -84,8 +110,8 @@ void add_convert(CLI::App& root, action& chosen) {
   add_conversion(*convert, chosen, "gguf", "SRC.gguf", "a GGUF file of the Llama family to a Hugging Face directory", convert_gguf);
   add_conversion(*convert, chosen, "hf", "RUN_OR_CHECKPOINT", "a trained checkpoint to a Hugging Face directory", convert_hf);
   add_split(*convert, chosen);
-  add_missing(*convert, chosen, "join", "one directory from parallel shards (not in this version)");
-  add_missing(*convert, chosen, "shard", "parallel shards from one directory (not in this version)");
+  add_join(*convert, chosen);
+  add_shard(*convert, chosen);
 }
 
 } // namespace troupe
