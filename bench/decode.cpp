@@ -1,7 +1,11 @@
-// Decoding on the CPU: output tokens a second at batch 1, 16, 64, 128, beside the model's matrix products alone and the memory's rate.
-// tokens_per_second = batch * 64 / seconds of the fastest of three runs (40 prompt tokens, 64 new ones, temperature 1).
-// gemm_tokens_per_second = batch / seconds of one step's matrix products, each layer's weights apart.
-// read_gb_per_second = bytes / seconds of reading 512 MB with all threads.
+// Decoding on the CPU: output tokens a second beside the model's matrix products alone and the memory's rate.
+//   bench_decode [DIR [DTYPE [CONTEXT [BATCH...]]]]      default: models/smollm2-135m bfloat16 40 1 16 64 128
+// tokens_per_second = batch * 64 / seconds of the fastest of three runs (CONTEXT prompt tokens, 64 new ones, temperature 1).
+// prefill_s = seconds until every sequence has its first token; decode_step_ms = (seconds - prefill_s) / 63.
+// gemm_step_ms: one step's matrix products as the model makes them (SiLU and residuals fused), each layer's weights apart.
+// cache_step_ms = bytes of keys and values that a step reads, on average over the run / read rate.
+// share = (gemm_step_ms + cache_step_ms) / decode_step_ms.
+#include "core/allocator.hpp"
 #include "model/compute.hpp"
 #include "model/config.hpp"
 #include "model/kernels/gemm.hpp"
@@ -11,10 +15,13 @@
 #include <chrono>
 #include <cstdio>
 #include <string>
+#include <vector>
 
 using namespace troupe;
 
 namespace {
+
+constexpr std::int64_t new_tokens = 64;
 
 template <class F>
 double fastest(int times, F&& f) {
@@ -27,17 +34,17 @@ double fastest(int times, F&& f) {
   return best;
 }
 
-double decode_seconds(const std::shared_ptr<causal_lm>& model, compute& where, std::int64_t batch) {
+double generate_seconds(const std::shared_ptr<causal_lm>& model, compute& where, std::int64_t batch, std::int64_t context, std::int64_t tokens) {
   return fastest(3, [&] {
-    generator_options options{.max_num_seqs = batch, .max_sequence = 40 + 64};
+    generator_options options{.max_num_seqs = batch, .max_sequence = context + new_tokens};
     options.parallel_for = [&](std::int64_t n, const std::function<void(std::int64_t)>& f) { where.pool().each(n, f); };
     generator g(model, nullptr, options);
     std::vector<generation_request> requests;
     for (std::int64_t b = 0; b < batch; ++b) {
       generation_request r;
-      for (std::int32_t p = 0; p < 40; ++p)
+      for (std::int64_t p = 0; p < context; ++p)
         r.prompt_ids.push_back(std::int32_t((100 + 7 * b + 31 * p) % model->config().vocab_size));
-      r.params.max_tokens = 64;
+      r.params.max_tokens = tokens;
       r.params.ignore_eos = true;
       r.key.index = std::uint32_t(b);
       requests.push_back(std::move(r));
@@ -49,23 +56,23 @@ double decode_seconds(const std::shared_ptr<causal_lm>& model, compute& where, s
 template <class T>
 double gemm_seconds(const model_config& cfg, compute& where, std::int64_t batch) {
   const auto& l = cfg.layer;
-  const std::int64_t attention = l.n_heads * l.head_dim;
-  std::vector<kernels::packed_weight<T>> weights;
-  for (std::int64_t i = 0; i < cfg.n_layers; ++i) {
-    weights.emplace_back(attention + 2 * l.n_kv_heads * l.head_dim, l.hidden);
-    weights.emplace_back(l.hidden, attention);
-    weights.emplace_back(2 * l.intermediate, l.hidden);
-    weights.emplace_back(l.hidden, l.intermediate);
-  }
-  weights.emplace_back(cfg.vocab_size, l.hidden);
-  std::int64_t widest = cfg.vocab_size;
-  for (const auto& w : weights)
-    widest = std::max({widest, w.k(), w.n()});
-  std::vector<T> x(std::size_t(batch * widest));
-  std::vector<float> y(std::size_t(batch * widest));
+  const std::int64_t attention = l.n_heads * l.head_dim, qkv = attention + 2 * l.n_kv_heads * l.head_dim;
+  struct layer { kernels::packed_weight<T> qkv, out, gate_up, down; };
+  std::vector<layer> layers;
+  for (std::int64_t i = 0; i < cfg.n_layers; ++i)
+    layers.push_back({{qkv, l.hidden}, {l.hidden, attention}, {l.intermediate, l.hidden, true}, {l.hidden, l.intermediate}});
+  const kernels::packed_weight<T> head(cfg.vocab_size, l.hidden);
+  std::vector<T> x(std::size_t(batch * l.hidden)), q(std::size_t(batch * qkv)), a(std::size_t(batch * attention)), act(std::size_t(batch * l.intermediate));
+  std::vector<float> logits(std::size_t(batch * cfg.vocab_size));
+  const kernels::gemm_epilogue<T> residual{nullptr, x.data(), l.hidden};
   const auto step = [&] {
-    for (const auto& w : weights)
-      kernels::gemm<T, float>(where.pool(), where.which(), x.data(), w.k(), batch, w, y.data(), w.n());
+    for (const auto& w : layers) {
+      kernels::gemm(where.pool(), where.which(), x.data(), l.hidden, batch, w.qkv, q.data(), qkv);
+      kernels::gemm(where.pool(), where.which(), a.data(), attention, batch, w.out, x.data(), l.hidden, residual);
+      kernels::gemm(where.pool(), where.which(), x.data(), l.hidden, batch, w.gate_up, act.data(), l.intermediate);
+      kernels::gemm(where.pool(), where.which(), act.data(), l.intermediate, batch, w.down, x.data(), l.hidden, residual);
+    }
+    kernels::gemm(where.pool(), where.which(), x.data(), l.hidden, batch, head, logits.data(), cfg.vocab_size);
   };
   step();
   return fastest(5, step);
@@ -86,17 +93,23 @@ double read_rate(compute& where) {
   return sums[0] == 0 ? 0.0 : double(words.size() * 8) / seconds / 1e9;
 }
 
-void measure(const std::string& dir, dtype type) {
+void measure(const std::string& dir, dtype type, std::int64_t context, const std::vector<std::int64_t>& batches) {
   compute where;
   const auto model = load_model(dir, {.compute_type = type}, where);
-  std::printf("{\"dtype\": \"%s\", \"threads\": %d, \"isa\": \"%s\", \"read_gb_per_second\": %.1f}\n", std::string(name_of(type)).c_str(),
-              where.threads(), std::string(name_of(where.which())).c_str(), read_rate(where));
-  for (const std::int64_t batch : {1, 16, 64, 128}) {
-    const double limit = type == dtype::bf16 ? gemm_seconds<kernels::bf16>(model->config(), where, batch)
-                                             : gemm_seconds<float>(model->config(), where, batch);
-    std::printf("{\"dtype\": \"%s\", \"batch\": %d, \"tokens_per_second\": %.1f, \"gemm_tokens_per_second\": %.1f}\n",
-                std::string(name_of(type)).c_str(), int(batch), double(batch) * 64 / decode_seconds(model, where, batch),
-                double(batch) / limit);
+  const double rate = read_rate(where);
+  const std::string name{name_of(type)};
+  std::printf("{\"dtype\": \"%s\", \"threads\": %d, \"isa\": \"%s\", \"read_gb_per_second\": %.1f}\n", name.c_str(), where.threads(),
+              std::string(name_of(where.which())).c_str(), rate);
+  for (const std::int64_t batch : batches) {
+    const double gemm = type == dtype::bf16 ? gemm_seconds<kernels::bf16>(model->config(), where, batch)
+                                            : gemm_seconds<float>(model->config(), where, batch);
+    const double cache = double(batch) * double(context + new_tokens / 2) * double(model->cache_block_bytes()) / kv_block_tokens / (rate * 1e9);
+    const double prefill = generate_seconds(model, where, batch, context, 1), total = generate_seconds(model, where, batch, context, new_tokens);
+    const double step = (total - prefill) / double(new_tokens - 1);
+    std::printf("{\"dtype\": \"%s\", \"context\": %d, \"batch\": %d, \"tokens_per_second\": %.1f, \"prefill_s\": %.3f, \"decode_step_ms\": %.2f, "
+                "\"gemm_step_ms\": %.2f, \"cache_step_ms\": %.2f, \"share\": %.2f}\n",
+                name.c_str(), int(context), int(batch), double(batch) * new_tokens / total, prefill, 1e3 * step, 1e3 * gemm, 1e3 * cache,
+                (gemm + cache) / step);
     std::fflush(stdout);
   }
 }
@@ -104,8 +117,14 @@ void measure(const std::string& dir, dtype type) {
 } // namespace
 
 int main(int argc, char** argv) {
+  keep_freed_pages();
   const std::string dir = argc > 1 ? argv[1] : "models/smollm2-135m";
-  const std::string which = argc > 2 ? argv[2] : "bfloat16";
-  measure(dir, which == "float32" ? dtype::f32 : dtype::bf16);
+  const std::string type = argc > 2 ? argv[2] : "bfloat16";
+  std::vector<std::int64_t> batches;
+  for (int i = 4; i < argc; ++i)
+    batches.push_back(std::stoll(argv[i]));
+  if (batches.empty())
+    batches = {1, 16, 64, 128};
+  measure(dir, type == "float32" ? dtype::f32 : dtype::bf16, argc > 3 ? std::stoll(argv[3]) : 40, batches);
   return 0;
 }

@@ -2,6 +2,7 @@
 // model_gflop = 6 * (linear weights of the layers * rows + head weights * rows that predict) / 1e9: forward 2, backward 4.
 // gemm_gflops = 2 * 2048 * 3072 * 576 / seconds of the exact GEMM with all threads: the limit, measured in this run.
 // utilisation = model_gflop / (seconds of forward and backward * gemm_gflops).
+#include "core/allocator.hpp"
 #include "model/compute.hpp"
 #include "model/kernels/gemm.hpp"
 #include "model/kernels/thread_pool.hpp"
@@ -52,6 +53,7 @@ packed_batch quickstart_batch(std::int64_t vocab) {
 } // namespace
 
 int main(int argc, char** argv) {
+  keep_freed_pages();
   const std::string dir = argc > 1 ? argv[1] : "models/smollm2-135m";
   compute where(argc > 2 ? std::stoi(argv[2]) : 0);
   const auto model = load_model(dir, {dtype::bf16, true, {"*"}}, where);

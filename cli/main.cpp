@@ -1,10 +1,10 @@
 #include "cli/command.hpp"
+#include "core/allocator.hpp"
 #include "core/error.hpp"
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <exception>
-#include <malloc.h>
 
 namespace {
 
@@ -36,10 +36,7 @@ int run(int argc, char** argv) {
 } // namespace
 
 int main(int argc, char** argv) {
-  // Activations come and go by the megabyte: keep their pages instead of asking the system for them again.
-  mallopt(M_ARENA_MAX, 1);
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  troupe::keep_freed_pages();
   try {
     return run(argc, argv);
   } catch (const troupe::error& e) {

@@ -25,6 +25,8 @@ namespace troupe {
   return x < -87.0f ? 0.0f : y * scale;
 }
 
+/// The largest of n values; NaN when one of them is not finite.
+float finite_max(const float* x, std::size_t n) noexcept;
 /// out[i] = exp_nonpositive((x[i] - most) * scale), by the widest vectors this processor has; [n] f32.
 void exp_scaled(const float* x, float most, float scale, float* out, std::size_t n) noexcept;
 /// The same bits by code for every x86-64.

@@ -31,22 +31,10 @@ bool before(const candidate& a, const candidate& b) { return a.logit > b.logit |
 
 // The largest logit; throws when one is not finite.
 float checked_max(std::span<const float> logits) {
-  std::array<float, lanes> most, sums{};
-  most.fill(-FLT_MAX);
-  std::size_t i = 0;
-  for (; i + lanes <= logits.size(); i += lanes)
-    for (std::size_t j = 0; j < lanes; ++j) {
-      const float v = logits[i + j];
-      sums[j] += v * 0.0f; // NaN from here on when v is not finite
-      most[j] = v > most[j] ? v : most[j];
-    }
-  for (; i < logits.size(); ++i) {
-    sums[0] += logits[i] * 0.0f;
-    most[0] = logits[i] > most[0] ? logits[i] : most[0];
-  }
-  if (std::any_of(sums.begin(), sums.end(), [](float v) { return v != 0.0f; }))
+  const float most = finite_max(logits.data(), logits.size());
+  if (!std::isfinite(most))
     refuse_logits(logits);
-  return *std::max_element(most.begin(), most.end());
+  return most;
 }
 
 // One row's unnormalised probabilities, exp((logit - max) / temperature), less what truncation removed.

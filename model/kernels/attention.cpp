@@ -1,7 +1,9 @@
 #include "model/kernels/attention.hpp"
 #include "core/error.hpp"
+#include "model/kernels/attention_amx.hpp"
 #include "model/kernels/thread_pool.hpp"
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
@@ -65,6 +67,27 @@ template <class T> void write_row(const attention_shape& sh, const T* row, T* bl
     for (std::int64_t i = 0; i < d; ++i) {
       bk[key_place<T>(i, slot)] = k[i];
       bv[value_place<T>(i, slot)] = v[i];
+    }
+  }
+}
+
+// The same for whole steps of bf16: pairs of a key together, values into their half of a tile's row.
+void write_row_bf16(const attention_shape& sh, const bf16* row, bf16* block, std::int64_t slot) {
+  const std::int64_t d = sh.head_dim, part = sh.steps() * 1024, shift = slot % 2 * 16;
+  const std::uint32_t keep = slot % 2 ? 0xffffu : 0xffff0000u;
+  for (std::int64_t h = 0; h < sh.n_kv_heads; ++h) {
+    const bf16 *k = row + (sh.n_heads + h) * d, *v = k + sh.n_kv_heads * d;
+    auto* bk = reinterpret_cast<char*>(block + h * 2 * part + slot / 16 * 512 + slot % 16 * 2);
+    bf16* bv = block + (h * 2 + 1) * part + slot / 2 * 32;
+    for (std::int64_t s = 0; s < d / 32; ++s)
+      for (std::int64_t i = 0; i < 16; ++i)
+        std::memcpy(bk + s * 2048 + i * 64, k + s * 32 + i * 2, 4);
+    for (std::int64_t t = 0; t < d / 16; ++t) {
+      std::uint32_t line[16];
+      std::memcpy(line, bv + t * 512, 64);
+      for (int i = 0; i < 16; ++i)
+        line[i] = (line[i] & keep) | std::uint32_t(v[t * 16 + i]) << shift;
+      std::memcpy(bv + t * 512, line, 64);
     }
   }
 }
@@ -206,16 +229,31 @@ template <class T> struct attend_task {
 template <class T> void write_keys_values(compute& where, const attention_shape& sh, const token_batch& batch, const T* qkv, T* cache) {
   const auto writes = writes_of(batch);
   const auto n = std::int64_t(writes.size());
-  // A block begins at slot 0. Its values start as zeros, so that keys it does not hold yet add nothing.
+  const std::int64_t part = sh.steps() * 1024;
+  // A block begins at slot 0. Its values start as zeros, so that keys it does not hold yet add nothing; where head_dim does
+  // not fill a step its keys are padded with zeros too.
+  const bool whole = sh.head_dim % 32 == 0;
   where.pool().split(n, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i)
-      if (writes[std::size_t(i)].slot == 0)
-        std::memset(cache + writes[std::size_t(i)].block * sh.block_elements(), 0, std::size_t(sh.block_elements()) * sizeof(T));
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (writes[std::size_t(i)].slot != 0)
+        continue;
+      T* block = cache + writes[std::size_t(i)].block * sh.block_elements();
+      for (std::int64_t h = 0; h < sh.n_kv_heads; ++h)
+        std::memset(block + (h * 2 + (whole ? 1 : 0)) * part, 0, std::size_t(whole ? part : 2 * part) * sizeof(T));
+    }
   });
   where.pool().split(n, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const write& w = writes[std::size_t(i)];
-      write_row(sh, qkv + w.row * sh.row(), cache + w.block * sh.block_elements(), w.slot);
+      const T* row = qkv + w.row * sh.row();
+      T* block = cache + w.block * sh.block_elements();
+      if constexpr (sizeof(T) == 2) {
+        if (whole) {
+          write_row_bf16(sh, row, block, w.slot);
+          continue;
+        }
+      }
+      write_row(sh, row, block, w.slot);
     }
   });
 }
@@ -223,6 +261,19 @@ template <class T> void write_keys_values(compute& where, const attention_shape&
 template <class T>
 void attend(compute& where, const attention_shape& sh, const token_batch& batch, const T* qkv, const T* cache, T* out) {
   const auto pieces = pieces_of(sh, batch);
+  if constexpr (sizeof(T) == 2) {
+    if (where.which() == isa::amx && sh.head_dim % 32 == 0) {
+      std::atomic<std::size_t> next{0};
+      where.pool().run([&](int) {
+        for (std::size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces.size();) {
+          const piece& p = pieces[i];
+          attend_amx(sh, batch.segments[std::size_t(p.segment)], p.head, p.row0, p.row1, qkv, cache, out);
+        }
+        release_attention_tiles();
+      });
+      return;
+    }
+  }
   where.pool().each(std::int64_t(pieces.size()), [&](std::int64_t i) {
     const piece& p = pieces[std::size_t(i)];
     // Configuring tiles costs more than a few rows of FMA, which give the same bits.

@@ -40,6 +40,32 @@ RG_TGT static float softmax_scores(float* S, std::int64_t n_blocks, std::int64_t
   return reduce(acc);
 }
 
+// The same for rows of contiguous keys; the probabilities go to P rounded to bf16, n_blocks of 32.
+RG_TGT static float softmax_to_bf16(float* S, std::int64_t n_blocks, std::int64_t n_keys, float scale, bf16* P) {
+  const std::int64_t used = (n_keys + 31) / 32 * 32;
+  for (std::int64_t j = n_keys; j < used; ++j)
+    S[j] = -std::numeric_limits<float>::infinity();
+  V m = set1(-std::numeric_limits<float>::infinity());
+  for (std::int64_t j = 0; j < used; j += W)
+    m = max(m, mul(ld(S + j), set1(scale)));
+  float lane[W], best = -std::numeric_limits<float>::infinity();
+  st(lane, m);
+  for (float v : lane)
+    best = v > best ? v : best;
+  V acc[L];
+  for (int i = 0; i < L; ++i)
+    acc[i] = set1(0.f);
+  const V shift = set1(best);
+  for (std::int64_t j = 0; j < used; j += 16)
+    for (int i = 0; i < L; ++i) {
+      V p = exp_negative(sub(mul(ld(S + j + i * W), set1(scale)), shift));
+      acc[i] = add(acc[i], p);
+      stb(P + j + i * W, rnd(p));
+    }
+  std::memset(P + used, 0, std::size_t(n_blocks * 32 - used) * sizeof(bf16));
+  return reduce(acc);
+}
+
 template <class T> RG_TGT void divide_row(const float* sums, float l, std::int64_t d, T* out) {
   const V by = set1(l);
   std::int64_t j = 0;
