@@ -71,24 +71,20 @@ template <class T> void write_row(const attention_shape& sh, const T* row, T* bl
   }
 }
 
-// The same for whole steps of bf16: pairs of a key together, values into their half of a tile's row.
+// The same for whole steps of bf16: the pairs of a key together. Values of neighbouring slots share words, and neighbours may
+// be written by two threads: half words, never whole ones.
 void write_row_bf16(const attention_shape& sh, const bf16* row, bf16* block, std::int64_t slot) {
-  const std::int64_t d = sh.head_dim, part = sh.steps() * 1024, shift = slot % 2 * 16;
-  const std::uint32_t keep = slot % 2 ? 0xffffu : 0xffff0000u;
+  const std::int64_t d = sh.head_dim, part = sh.steps() * 1024;
   for (std::int64_t h = 0; h < sh.n_kv_heads; ++h) {
     const bf16 *k = row + (sh.n_heads + h) * d, *v = k + sh.n_kv_heads * d;
-    auto* bk = reinterpret_cast<char*>(block + h * 2 * part + slot / 16 * 512 + slot % 16 * 2);
-    bf16* bv = block + (h * 2 + 1) * part + slot / 2 * 32;
+    bf16* bk = block + h * 2 * part + slot / 16 * 512 + slot % 16 * 2;
+    bf16* bv = block + (h * 2 + 1) * part + slot / 2 * 32 + slot % 2;
     for (std::int64_t s = 0; s < d / 32; ++s)
       for (std::int64_t i = 0; i < 16; ++i)
-        std::memcpy(bk + s * 2048 + i * 64, k + s * 32 + i * 2, 4);
-    for (std::int64_t t = 0; t < d / 16; ++t) {
-      std::uint32_t line[16];
-      std::memcpy(line, bv + t * 512, 64);
-      for (int i = 0; i < 16; ++i)
-        line[i] = (line[i] & keep) | std::uint32_t(v[t * 16 + i]) << shift;
-      std::memcpy(bv + t * 512, line, 64);
-    }
+        std::memcpy(bk + s * 1024 + i * 32, k + s * 32 + i * 2, 4);
+    for (std::int64_t t = 0; t < d / 16; ++t)
+      for (std::int64_t i = 0; i < 16; ++i)
+        bv[t * 512 + i * 2] = v[t * 16 + i];
   }
 }
 

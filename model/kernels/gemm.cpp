@@ -80,6 +80,11 @@ void configure_tiles(int rows) {
 #define RG_STORE(t, p, stride) asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((std::int64_t)(stride)) : "memory")
 #define RG_DP(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 
+inline void prefetch_lines(const char* p, std::int64_t bytes) {
+  for (std::int64_t o = 0; o < bytes; o += 64)
+    _mm_prefetch(p + o, _MM_HINT_T0);
+}
+
 template <int MT>
 void amx_rows(int rows, const char* A, std::int64_t a2, const char* B, std::int64_t nk, float* C, bool first, const char* pf, std::int64_t pfs) {
   configure_tiles(rows);
@@ -98,14 +103,22 @@ void amx_rows(int rows, const char* A, std::int64_t a2, const char* B, std::int6
   const char* A2 = A + a2;
   const std::int64_t s1 = 64 * (MT == 2 ? 16 : rows), s2 = 64 * (rows - 16);
   for (; nk; nk--, B += 2048, A += s1, A2 += s2, pf += pfs) {
+    // A tile load that misses the L1 cache holds up those behind it, so with two row tiles the next step's lines are asked for
+    // between this step's instructions: a quarter to a third faster. One row tile waits for memory instead.
+    if constexpr (MT == 2)
+      prefetch_lines(B + 2048, 1024);
     RG_LOAD(4, B, 64);
     RG_LOAD(6, A, 64);
     RG_DP(0, 6, 4);
+    if constexpr (MT == 2)
+      prefetch_lines(A + s1, s1);
     RG_LOAD(5, B + 1024, 64);
     RG_DP(1, 6, 5);
     if constexpr (MT == 2) {
+      prefetch_lines(A2 + s2, s2);
       RG_LOAD(7, A2, 64);
       RG_DP(2, 7, 4);
+      prefetch_lines(B + 3072, 1024);
       RG_DP(3, 7, 5);
     }
     for (std::int64_t o = 0; o < pfs; o += 64)
@@ -142,7 +155,8 @@ struct tuning {
   std::int64_t mc = 256;        // rows a chunk
   std::int64_t ahead = 8192;    // prefetch distance when one row block reads the weights
   std::int64_t ahead2 = 32768;  // ... when several do
-  std::int64_t ki = 256;        // k a pass over the rows, so that a slice of W stays in the L1 cache
+  std::int64_t ki = 256;        // k a pass over the rows, so that a slice of W stays in the L1 cache,
+  std::int64_t ki_whole = 640;  // unless k is small: sums that wait in memory cost more
   std::int64_t group = 4;       // panels gathered before Y is written in long runs (small k, many rows)
 };
 const tuning tune;
@@ -217,7 +231,7 @@ template <class T> blocking cut(const micro& pl, std::int64_t M, const packed_we
   b.mc = (std::min(M, tune.mc) + pl.max_rows - 1) / pl.max_rows * pl.max_rows;
   const std::int64_t kb = W.k_steps(), parts = b.one ? 1 : (b.mc * row + tune.l2 - 1) / tune.l2;
   b.kc = (kb + parts - 1) / parts; // k is cut in time, the sums wait in float32
-  b.ki = b.one ? b.kc : std::min(b.kc, std::max<std::int64_t>(1, tune.ki / 32));
+  b.ki = b.one || W.k() <= tune.ki_whole ? b.kc : std::min(b.kc, std::max<std::int64_t>(1, tune.ki / 32));
   b.group = W.k() <= 1024 && M >= 256 && b.kc == kb ? tune.group : 1;
   return b;
 }
