@@ -36,7 +36,8 @@ double fastest(int times, F&& f) {
   return best;
 }
 
-double generate_seconds(const std::shared_ptr<causal_lm>& model, compute& where, std::int64_t batch, std::int64_t context, std::int64_t tokens) {
+double generate_seconds(const std::shared_ptr<causal_lm>& model, compute& where, std::int64_t batch, std::int64_t context,
+                        std::int64_t tokens) {
   return fastest(3, [&] {
     generator_options options{.max_num_seqs = batch, .max_sequence = context + new_tokens};
     options.parallel_for = [&](std::int64_t n, const std::function<void(std::int64_t)>& f) { where.pool().each(n, f); };
@@ -59,12 +60,15 @@ template <class T>
 double gemm_seconds(const model_config& cfg, compute& where, std::int64_t batch) {
   const auto& l = cfg.layer;
   const std::int64_t attention = l.n_heads * l.head_dim, qkv = attention + 2 * l.n_kv_heads * l.head_dim;
-  struct layer { kernels::packed_weight<T> qkv, out, gate_up, down; };
+  struct layer {
+    kernels::packed_weight<T> qkv, out, gate_up, down;
+  };
   std::vector<layer> layers;
   for (std::int64_t i = 0; i < cfg.n_layers; ++i)
     layers.push_back({{qkv, l.hidden}, {l.hidden, attention}, {l.intermediate, l.hidden, true}, {l.hidden, l.intermediate}});
   const kernels::packed_weight<T> head(cfg.vocab_size, l.hidden);
-  std::vector<T> x(std::size_t(batch * l.hidden)), q(std::size_t(batch * qkv)), a(std::size_t(batch * attention)), act(std::size_t(batch * l.intermediate));
+  std::vector<T> x(std::size_t(batch * l.hidden)), q(std::size_t(batch * qkv)), a(std::size_t(batch * attention)),
+      act(std::size_t(batch * l.intermediate));
   std::vector<float> logits(std::size_t(batch * cfg.vocab_size));
   const kernels::gemm_epilogue<T> residual{nullptr, x.data(), l.hidden};
   const auto step = [&] {
@@ -120,13 +124,16 @@ void measure(const std::string& dir, dtype type, std::int64_t context, const std
   for (const std::int64_t batch : batches) {
     const double gemm = type == dtype::bf16 ? gemm_seconds<kernels::bf16>(model->config(), where, batch)
                                             : gemm_seconds<float>(model->config(), where, batch);
-    const double cache = double(batch) * double(context + new_tokens / 2) * double(model->cache_block_bytes()) / kv_block_tokens / (rate * 1e9);
-    const double prefill = generate_seconds(model, where, batch, context, 1), total = generate_seconds(model, where, batch, context, new_tokens);
+    const double cache =
+        double(batch) * double(context + new_tokens / 2) * double(model->cache_block_bytes()) / kv_block_tokens / (rate * 1e9);
+    const double prefill = generate_seconds(model, where, batch, context, 1),
+                 total = generate_seconds(model, where, batch, context, new_tokens);
     const double step = (total - prefill) / double(new_tokens - 1);
-    std::printf("{\"dtype\": \"%s\", \"context\": %d, \"batch\": %d, \"tokens_per_second\": %.1f, \"prefill_s\": %.3f, \"decode_step_ms\": %.2f, "
-                "\"gemm_step_ms\": %.2f, \"cache_step_ms\": %.2f, \"share\": %.2f}\n",
-                name.c_str(), int(context), int(batch), double(batch) * new_tokens / total, prefill, 1e3 * step, 1e3 * gemm, 1e3 * cache,
-                (gemm + cache) / step);
+    std::printf(
+        "{\"dtype\": \"%s\", \"context\": %d, \"batch\": %d, \"tokens_per_second\": %.1f, \"prefill_s\": %.3f, \"decode_step_ms\": %.2f, "
+        "\"gemm_step_ms\": %.2f, \"cache_step_ms\": %.2f, \"share\": %.2f}\n",
+        name.c_str(), int(context), int(batch), double(batch) * new_tokens / total, prefill, 1e3 * step, 1e3 * gemm, 1e3 * cache,
+        (gemm + cache) / step);
     std::fflush(stdout);
   }
 }

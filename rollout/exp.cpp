@@ -36,7 +36,9 @@ namespace {
   return sum == 0 ? best : sum; // sum is 0 or NaN
 }
 
-[[gnu::target("avx2")]] void run_avx2(const float* x, float most, float scale, float* out, std::size_t n) noexcept { run(x, most, scale, out, n); }
+[[gnu::target("avx2")]] void run_avx2(const float* x, float most, float scale, float* out, std::size_t n) noexcept {
+  run(x, most, scale, out, n);
+}
 [[gnu::target("avx512f")]] void run_avx512(const float* x, float most, float scale, float* out, std::size_t n) noexcept {
   run(x, most, scale, out, n);
 }
