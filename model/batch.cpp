@@ -1,6 +1,5 @@
 #include "model/batch.hpp"
 #include "core/error.hpp"
-#include "model/causal_lm.hpp"
 #include <algorithm>
 #include <utility>
 
@@ -132,14 +131,6 @@ std::vector<batch_part> cut_batch(const packed_batch& whole, int parts) {
   for (std::size_t i = 0; i + 1 < begins.size(); ++i)
     cut.push_back(part_of(whole, begins[i], begins[i + 1]));
   return cut;
-}
-
-std::vector<float> causal_lm::outputs(const packed_batch&, std::unique_ptr<tape>*) {
-  throw error{errc::unsupported, "model: this one gives log-probabilities alone"};
-}
-
-void causal_lm::backward_outputs(tape&, std::span<const float>) {
-  throw error{errc::unsupported, "model: this one gives log-probabilities alone"};
 }
 
 packed_batch batch_builder::take() { return std::exchange(batch_, {}); }

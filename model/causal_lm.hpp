@@ -1,5 +1,6 @@
 #pragma once
 #include "core/dtype.hpp"
+#include "core/error.hpp"
 #include "model/batch.hpp"
 #include "model/config.hpp"
 #include <cstddef>
@@ -81,9 +82,14 @@ public:
 
   /// What the head gives at the batch's target rows, [n_targets, width] f32: logits (untempered), values, scores, or normalised
   /// hidden states; width: the last block's `out`. The targets' ids do not count. save: as in score.
-  virtual std::vector<float> outputs(const packed_batch& batch, std::unique_ptr<tape>* save);
+  virtual std::vector<float> outputs(const packed_batch&, std::unique_ptr<tape>* save) {
+    (void)save;
+    throw error{errc::unsupported, "model: this one gives log-probabilities alone"};
+  }
   /// Adds gradients from those of `outputs`, of the same shape.
-  virtual void backward_outputs(tape& saved, std::span<const float> d_outputs);
+  virtual void backward_outputs(tape&, std::span<const float>) {
+    throw error{errc::unsupported, "model: this one gives log-probabilities alone"};
+  }
 
   /// The log-probability that `score` gives for `id`, from a row of `forward`'s logits: the same bits.
   virtual float logprob(const float* logits, std::int32_t id, float temperature) const = 0;

@@ -15,7 +15,6 @@ namespace troupe::kernels {
 #define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define RG_W 16
 namespace v16 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/attention.inl"
 } // namespace v16
 #undef RG_W
@@ -24,7 +23,6 @@ namespace v16 {
 #define RG_TGT __attribute__((target("avx2,fma")))
 #define RG_W 8
 namespace v8 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/attention.inl"
 } // namespace v8
 #undef RG_W
@@ -33,33 +31,35 @@ namespace v8 {
 #define RG_TGT
 #define RG_W 1
 namespace v1 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/attention.inl"
 } // namespace v1
 #undef RG_W
 #undef RG_TGT
 #undef OP
 
-#define RG_CALL(which, f, ...)                                                                                                              \
+#define RG_CALL(which, f, ...)                                                                                                             \
   ((which) == isa::scalar ? v1::f(__VA_ARGS__) : (which) == isa::avx2 ? v8::f(__VA_ARGS__) : v16::f(__VA_ARGS__))
 
 namespace {
 
 // Places inside one kv head's part of a block: element i of head_dim, key slot s.
-template <class T> std::int64_t key_place(std::int64_t i, std::int64_t s) {
+template <class T>
+std::int64_t key_place(std::int64_t i, std::int64_t s) {
   if constexpr (sizeof(T) == 2)
     return i / 32 * 1024 + s / 16 * 512 + i % 32 / 2 * 32 + s % 16 * 2 + i % 2;
   else
     return i * 32 + s;
 }
-template <class T> std::int64_t value_place(std::int64_t i, std::int64_t s) {
+template <class T>
+std::int64_t value_place(std::int64_t i, std::int64_t s) {
   if constexpr (sizeof(T) == 2)
     return i / 32 * 1024 + i % 32 / 16 * 512 + s / 2 * 32 + i % 16 * 2 + s % 2;
   else
     return i / 32 * 1024 + s * 32 + i % 32;
 }
 
-template <class T> void write_row(const attention_shape& sh, const T* row, T* block, std::int64_t slot) {
+template <class T>
+void write_row(const attention_shape& sh, const T* row, T* block, std::int64_t slot) {
   const std::int64_t d = sh.head_dim, part = sh.steps() * 1024;
   for (std::int64_t h = 0; h < sh.n_kv_heads; ++h) {
     const T *k = row + (sh.n_heads + h) * d, *v = k + sh.n_kv_heads * d;
@@ -89,7 +89,9 @@ void write_row_bf16(const attention_shape& sh, const bf16* row, bf16* block, std
 }
 
 // One place where a row's keys and values go.
-struct write { std::int32_t row, block, slot; };
+struct write {
+  std::int32_t row, block, slot;
+};
 
 std::vector<write> writes_of(const token_batch& batch) {
   std::vector<write> writes;
@@ -104,7 +106,9 @@ std::vector<write> writes_of(const token_batch& batch) {
 }
 
 // Rows [row0, row1) of a segment, one kv head.
-struct piece { std::int32_t segment, head, row0, row1; };
+struct piece {
+  std::int32_t segment, head, row0, row1;
+};
 
 std::vector<piece> pieces_of(const attention_shape& sh, const token_batch& batch) {
   constexpr std::int32_t rows = 32;
@@ -124,7 +128,8 @@ float* buffer(std::size_t floats) {
 }
 
 // The left operand of a micro-kernel: rows of `n` elements (padded to steps of 32) as `plan` wants them.
-template <class T> class left_operand {
+template <class T>
+class left_operand {
 public:
   left_operand(isa which, const micro& plan, int rows, std::int64_t steps, char* memory)
       : tiles_(sizeof(T) == 2 && which == isa::amx), rows_(rows), group_(std::min(rows, plan.group)), steps_(steps), memory_(memory) {}
@@ -155,7 +160,8 @@ float as_float(bf16 x) { return widen(x); }
 float as_float(float x) { return x; }
 
 // The rows of a piece that go through the micro-kernels together: query heads of one kv head, row by row.
-template <class T> struct attend_task {
+template <class T>
+struct attend_task {
   isa which;
   const attention_shape& sh;
   const segment& seg;
@@ -222,7 +228,8 @@ template <class T> struct attend_task {
 
 } // namespace
 
-template <class T> void write_keys_values(compute& where, const attention_shape& sh, const token_batch& batch, const T* qkv, T* cache) {
+template <class T>
+void write_keys_values(compute& where, const attention_shape& sh, const token_batch& batch, const T* qkv, T* cache) {
   const auto writes = writes_of(batch);
   const auto n = std::int64_t(writes.size());
   const std::int64_t part = sh.steps() * 1024;
@@ -290,9 +297,11 @@ key_rows find_key_rows(const token_batch& batch) {
     const std::int32_t n = seg.position + seg.row_end - seg.row_begin;
     std::vector<std::int32_t> rows;
     for (std::int32_t p = 0; p < n; ++p) {
-      rows.push_back(row_at[std::size_t(seg.blocks[std::size_t(p / kv_block_tokens)]) * kv_block_tokens + std::size_t(p % kv_block_tokens)]);
+      rows.push_back(
+          row_at[std::size_t(seg.blocks[std::size_t(p / kv_block_tokens)]) * kv_block_tokens + std::size_t(p % kv_block_tokens)]);
       if (rows.back() < 0)
-        throw error{errc::bad_shape, "attention backward: position " + std::to_string(p) + " of segment " + std::to_string(s) + " has no row in the batch"};
+        throw error{errc::bad_shape,
+                    "attention backward: position " + std::to_string(p) + " of segment " + std::to_string(s) + " has no row in the batch"};
     }
     const auto [it, fresh] = tree_of.try_emplace(rows.at(0), keys.trees.size());
     if (fresh)
@@ -306,7 +315,8 @@ key_rows find_key_rows(const token_batch& batch) {
 namespace {
 
 // One kv head of the segments that share a prompt.
-template <class T> struct backward_task {
+template <class T>
+struct backward_task {
   isa which;
   const attention_shape& sh;
   const token_batch& batch;
@@ -378,15 +388,15 @@ void attend_backward(compute& where, const attention_shape& sh, const token_batc
                      const float* d_out, float* d_qkv) {
   std::memset(d_qkv, 0, batch.ids.size() * std::size_t(sh.row()) * sizeof(float));
   const backward_task<T> task{where.which(), sh, batch, keys, qkv, out, d_out, d_qkv};
-  where.pool().each(std::int64_t(keys.trees.size()) * sh.n_kv_heads, [&](std::int64_t i) {
-    task(keys.trees[std::size_t(i / sh.n_kv_heads)], i % sh.n_kv_heads);
-  });
+  where.pool().each(std::int64_t(keys.trees.size()) * sh.n_kv_heads,
+                    [&](std::int64_t i) { task(keys.trees[std::size_t(i / sh.n_kv_heads)], i % sh.n_kv_heads); });
 }
 
-#define RG_INSTANCE(T)                                                                                                                      \
-  template void write_keys_values(compute&, const attention_shape&, const token_batch&, const T*, T*);                                      \
-  template void attend(compute&, const attention_shape&, const token_batch&, const T*, const T*, T*);                                       \
-  template void attend_backward(compute&, const attention_shape&, const token_batch&, const key_rows&, const T*, const T*, const float*, float*);
+#define RG_INSTANCE(T)                                                                                                                     \
+  template void write_keys_values(compute&, const attention_shape&, const token_batch&, const T*, T*);                                     \
+  template void attend(compute&, const attention_shape&, const token_batch&, const T*, const T*, T*);                                      \
+  template void attend_backward(compute&, const attention_shape&, const token_batch&, const key_rows&, const T*, const T*, const float*,   \
+                                float*);
 RG_INSTANCE(bf16)
 RG_INSTANCE(float)
 

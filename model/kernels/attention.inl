@@ -1,4 +1,5 @@
-// Row kernels of attention for one instruction set. Included by attention.cpp after vec.inl.
+// Row kernels of attention for one instruction set. Included once a namespace, as vec.inl.
+#include "model/kernels/vec.inl"
 static constexpr int L = 16 / W;
 
 OP float reduce(const V* lanes) {

@@ -12,7 +12,6 @@ namespace troupe::kernels {
 #define RG_W 16
 #define RG_BF16_UNIT
 namespace v16b {
-#include "model/kernels/vec.inl"
 #include "model/kernels/attention.inl"
 } // namespace v16b
 #undef RG_BF16_UNIT
@@ -138,7 +137,8 @@ char* scratch(std::size_t bytes) {
   return reinterpret_cast<char*>((reinterpret_cast<std::uintptr_t>(memory.data()) + 63) & ~std::uintptr_t{63});
 }
 
-void attend_tile(const attention_shape& sh, const segment& seg, const tile_rows_of& at, int rows, const bf16* qkv, const bf16* cache, bf16* out) {
+void attend_tile(const attention_shape& sh, const segment& seg, const tile_rows_of& at, int rows, const bf16* qkv, const bf16* cache,
+                 bf16* out) {
   const std::int64_t d = sh.head_dim, steps = sh.steps(), part = steps * 1024;
   const auto keys_of = [&](int m) { return std::int64_t(seg.position) + at.row(m) - seg.row_begin + 1; };
   const std::int64_t blocks = (keys_of(rows - 1) + 31) / 32;

@@ -11,7 +11,6 @@ namespace troupe::kernels {
 #define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define RG_W 16
 namespace v16 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/elementwise.inl"
 } // namespace v16
 #undef RG_W
@@ -20,7 +19,6 @@ namespace v16 {
 #define RG_TGT __attribute__((target("avx2,fma")))
 #define RG_W 8
 namespace v8 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/elementwise.inl"
 } // namespace v8
 #undef RG_W
@@ -29,7 +27,6 @@ namespace v8 {
 #define RG_TGT
 #define RG_W 1
 namespace v1 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/elementwise.inl"
 } // namespace v1
 #undef RG_W
@@ -37,10 +34,11 @@ namespace v1 {
 #undef OP
 
 // Calls the kernel of the instruction set.
-#define RG_CALL(which, f, ...)                                                                                                              \
+#define RG_CALL(which, f, ...)                                                                                                             \
   ((which) == isa::scalar ? v1::f(__VA_ARGS__) : (which) == isa::avx2 ? v8::f(__VA_ARGS__) : v16::f(__VA_ARGS__))
 
-template <class T> void embed(compute& where, const T* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, T* out) {
+template <class T>
+void embed(compute& where, const T* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, T* out) {
   where.pool().split(n, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r)
       if (ids[r] >= 0)
@@ -71,8 +69,8 @@ void rms_norm(compute& where, const T* x, const T* w, float eps, std::int64_t n,
 }
 
 template <class T>
-void rms_norm_backward(compute& where, const float* dy, const T* x, const T* w, const float* inverse, std::int64_t n, std::int64_t h, float* dx,
-                       float* dw) {
+void rms_norm_backward(compute& where, const float* dy, const T* x, const T* w, const float* inverse, std::int64_t n, std::int64_t h,
+                       float* dx, float* dw) {
   if (dw)
     where.pool().split((h + 15) / 16, [&](std::int64_t begin, std::int64_t end) {
       RG_CALL(where.which(), rms_norm_dw_columns, dy, x, inverse, n, h, begin * 16, std::min(h, end * 16), dw);
@@ -91,7 +89,8 @@ void rope(compute& where, T* x, std::int64_t ldx, std::int64_t n, const std::int
   });
 }
 
-template <class T> void silu_mul(compute& where, const T* gate_up, std::int64_t n, std::int64_t inter, T* act) {
+template <class T>
+void silu_mul(compute& where, const T* gate_up, std::int64_t n, std::int64_t inter, T* act) {
   where.pool().split(n, [&](std::int64_t begin, std::int64_t end) {
     RG_CALL(where.which(), silu_mul_rows, gate_up + begin * ((inter + 15) / 16 * 32), end - begin, inter, act + begin * inter);
   });
@@ -101,11 +100,13 @@ template <class T>
 void silu_mul_backward(compute& where, const T* gate_up, const float* d_act, std::int64_t n, std::int64_t inter, T* d_gate_up) {
   const std::int64_t wide = (inter + 15) / 16 * 32;
   where.pool().split(n, [&](std::int64_t begin, std::int64_t end) {
-    RG_CALL(where.which(), silu_mul_backward_rows, gate_up + begin * wide, d_act + begin * inter, end - begin, inter, d_gate_up + begin * wide);
+    RG_CALL(where.which(), silu_mul_backward_rows, gate_up + begin * wide, d_act + begin * inter, end - begin, inter,
+            d_gate_up + begin * wide);
   });
 }
 
-template <class T> void convert(compute& where, const float* x, std::int64_t n, T* y) {
+template <class T>
+void convert(compute& where, const float* x, std::int64_t n, T* y) {
   where.pool().split((n + 15) / 16, [&](std::int64_t begin, std::int64_t end) {
     RG_CALL(where.which(), convert_rows, x + begin * 16, std::min(n, end * 16) - begin * 16, y + begin * 16);
   });
@@ -149,7 +150,8 @@ softmax_stats softmax_row(isa which, const float* logits, std::int64_t vocab, fl
   return s;
 }
 
-void softmax_rows(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature, bool moment, softmax_stats* out) {
+void softmax_rows(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature, bool moment,
+                  softmax_stats* out) {
   where.pool().split(rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r)
       out[r] = softmax_row(where.which(), logits + r * vocab, vocab, temperature, moment);
@@ -157,8 +159,8 @@ void softmax_rows(compute& where, const float* logits, std::int64_t rows, std::i
 }
 
 template <class T>
-void softmax_backward(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature, const softmax_stats* stats,
-                      const row_gradient* gradients, T* d_logits) {
+void softmax_backward(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature,
+                      const softmax_stats* stats, const row_gradient* gradients, T* d_logits) {
   where.pool().split(rows, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
       const row_gradient& g = gradients[r];
@@ -177,14 +179,14 @@ float exp_negative(float x) {
   return RG_CALL(which, exp_negative_1, x);
 }
 
-#define RG_INSTANCE(T)                                                                                                                      \
-  template void embed(compute&, const T*, const std::int32_t*, std::int64_t, std::int64_t, T*);                                             \
-  template void rms_norm(compute&, const T*, const T*, float, std::int64_t, std::int64_t, T*, float*);                                      \
-  template void rms_norm_backward(compute&, const float*, const T*, const T*, const float*, std::int64_t, std::int64_t, float*, float*);    \
-  template void rope(compute&, T*, std::int64_t, std::int64_t, const std::int32_t*, std::int64_t, std::int64_t, const float*, bool);        \
-  template void silu_mul(compute&, const T*, std::int64_t, std::int64_t, T*);                                                               \
-  template void silu_mul_backward(compute&, const T*, const float*, std::int64_t, std::int64_t, T*);                                        \
-  template void convert(compute&, const float*, std::int64_t, T*);                                                                          \
+#define RG_INSTANCE(T)                                                                                                                     \
+  template void embed(compute&, const T*, const std::int32_t*, std::int64_t, std::int64_t, T*);                                            \
+  template void rms_norm(compute&, const T*, const T*, float, std::int64_t, std::int64_t, T*, float*);                                     \
+  template void rms_norm_backward(compute&, const float*, const T*, const T*, const float*, std::int64_t, std::int64_t, float*, float*);   \
+  template void rope(compute&, T*, std::int64_t, std::int64_t, const std::int32_t*, std::int64_t, std::int64_t, const float*, bool);       \
+  template void silu_mul(compute&, const T*, std::int64_t, std::int64_t, T*);                                                              \
+  template void silu_mul_backward(compute&, const T*, const float*, std::int64_t, std::int64_t, T*);                                       \
+  template void convert(compute&, const float*, std::int64_t, T*);                                                                         \
   template void softmax_backward(compute&, const float*, std::int64_t, std::int64_t, float, const softmax_stats*, const row_gradient*, T*);
 RG_INSTANCE(bf16)
 RG_INSTANCE(float)

@@ -1,4 +1,5 @@
-// Row kernels of one instruction set. Included by elementwise.cpp after vec.inl. Sums over a row: 16 virtual lanes and tree16.
+// Row kernels of one instruction set. Included once a namespace, as vec.inl. Sums over a row: 16 virtual lanes and tree16.
+#include "model/kernels/vec.inl"
 static constexpr int L = 16 / W; // vectors of 16 virtual lanes
 
 // Elements j .. j+W-1 of a row of n; `fill` past its end.

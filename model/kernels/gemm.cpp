@@ -18,7 +18,6 @@ namespace troupe::kernels {
 #define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define RG_W 16
 namespace v16 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/gemm.inl"
 } // namespace v16
 #undef RG_TGT
@@ -26,7 +25,6 @@ namespace v16 {
 #define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
 #define RG_BF16_UNIT
 namespace v16b { // with AMX: sums are rounded by the processor's bf16 unit
-#include "model/kernels/vec.inl"
 #include "model/kernels/gemm.inl"
 } // namespace v16b
 #undef RG_BF16_UNIT
@@ -36,7 +34,6 @@ namespace v16b { // with AMX: sums are rounded by the processor's bf16 unit
 #define RG_TGT __attribute__((target("avx2,fma")))
 #define RG_W 8
 namespace v8 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/gemm.inl"
 } // namespace v8
 #undef RG_W
@@ -45,7 +42,6 @@ namespace v8 {
 #define RG_TGT
 #define RG_W 1
 namespace v1 {
-#include "model/kernels/vec.inl"
 #include "model/kernels/gemm.inl"
 } // namespace v1
 #undef RG_W
@@ -86,7 +82,8 @@ inline void prefetch_lines(const char* p, std::int64_t bytes) {
 }
 
 template <int MT>
-void amx_rows(int rows, const char* A, std::int64_t a2, const char* B, std::int64_t nk, float* C, bool first, const char* pf, std::int64_t pfs) {
+void amx_rows(int rows, const char* A, std::int64_t a2, const char* B, std::int64_t nk, float* C, bool first, const char* pf,
+              std::int64_t pfs) {
   configure_tiles(rows);
   if (first) {
     asm volatile("tilezero %%tmm0\n tilezero %%tmm1" ::);
@@ -135,12 +132,16 @@ void amx_rows(int rows, const char* A, std::int64_t a2, const char* B, std::int6
 #undef RG_STORE
 #undef RG_DP
 
-template <template <int> class F, int... I> micro_kernel pick(int rows, std::integer_sequence<int, I...>) {
+template <template <int> class F, int... I>
+micro_kernel pick(int rows, std::integer_sequence<int, I...>) {
   static constexpr micro_kernel table[] = {F<I + 1>::fn...};
   return table[rows - 1];
 }
-#define RG_FAMILY(name, f)                                                                                                                  \
-  template <int R> struct name { static constexpr micro_kernel fn = f<R>; }
+#define RG_FAMILY(name, f)                                                                                                                 \
+  template <int R>                                                                                                                         \
+  struct name {                                                                                                                            \
+    static constexpr micro_kernel fn = f<R>;                                                                                               \
+  }
 RG_FAMILY(F16, v16::f32_rows);
 RG_FAMILY(F8, v8::f32_rows);
 RG_FAMILY(F1, v1::f32_rows);
@@ -152,21 +153,26 @@ RG_FAMILY(B1, v1::b32_rows);
 // Speed only, never bits.
 struct tuning {
   std::int64_t l2 = std::max<std::int64_t>(1 << 18, sysconf(_SC_LEVEL2_CACHE_SIZE) / 2); // bytes of packed X kept in the L2 cache
-  std::int64_t mc = 256;        // rows a chunk
-  std::int64_t ahead = 8192;    // prefetch distance when one row block reads the weights
-  std::int64_t ahead2 = 32768;  // ... when several do
-  std::int64_t ki = 256;        // k a pass over the rows, so that a slice of W stays in the L1 cache,
-  std::int64_t ki_whole = 640;  // unless k is small: sums that wait in memory cost more
-  std::int64_t group = 4;       // panels gathered before Y is written in long runs (small k, many rows)
+  std::int64_t mc = 256;                                                                 // rows a chunk
+  std::int64_t ahead = 8192;   // prefetch distance when one row block reads the weights
+  std::int64_t ahead2 = 32768; // ... when several do
+  std::int64_t ki = 256;       // k a pass over the rows, so that a slice of W stays in the L1 cache,
+  std::int64_t ki_whole = 640; // unless k is small: sums that wait in memory cost more
+  std::int64_t group = 4;      // panels gathered before Y is written in long runs (small k, many rows)
 };
 const tuning tune;
 
-template <class T> auto epilogue_for(isa which) {
+template <class T>
+auto epilogue_for(isa which) {
   switch (which) {
-  case isa::scalar: return v1::epilogue<T>;
-  case isa::avx2: return v8::epilogue<T>;
-  case isa::avx512: return v16::epilogue<T>;
-  default: return v16b::epilogue<T>;
+  case isa::scalar:
+    return v1::epilogue<T>;
+  case isa::avx2:
+    return v8::epilogue<T>;
+  case isa::avx512:
+    return v16::epilogue<T>;
+  default:
+    return v16b::epilogue<T>;
   }
 }
 
@@ -221,11 +227,12 @@ void pack_x(isa which, const micro& pl, const T* X, std::int64_t ldx, std::int64
 
 // How a call is cut: in time and over the caches, never over the order of a sum.
 struct blocking {
-  bool one;                     // one row block
+  bool one; // one row block
   std::int64_t mc, kc, ki, group;
 };
 
-template <class T> blocking cut(const micro& pl, std::int64_t M, const packed_weight<T>& W, std::int64_t row) {
+template <class T>
+blocking cut(const micro& pl, std::int64_t M, const packed_weight<T>& W, std::int64_t row) {
   blocking b{};
   b.one = M <= pl.max_rows;
   b.mc = (std::min(M, tune.mc) + pl.max_rows - 1) / pl.max_rows * pl.max_rows;
@@ -238,7 +245,8 @@ template <class T> blocking cut(const micro& pl, std::int64_t M, const packed_we
 
 } // namespace
 
-template <class T> packed_weight<T>::packed_weight(std::int64_t n, std::int64_t k, bool gated) : n_(n), k_(k), gated_(gated) {
+template <class T>
+packed_weight<T>::packed_weight(std::int64_t n, std::int64_t k, bool gated) : n_(n), k_(k), gated_(gated) {
   // 2 MB pages: a thread's share is one linear stream. Kernels prefetch past the end, which is harmless.
   const std::size_t huge = std::size_t{1} << 21, size = (bytes() + 4096 + huge - 1) & ~(huge - 1);
   void* p = bytes() < huge / 4 ? std::aligned_alloc(4096, (bytes() + 8191) & ~std::size_t{4095}) : std::aligned_alloc(huge, size);
@@ -250,7 +258,8 @@ template <class T> packed_weight<T>::packed_weight(std::int64_t n, std::int64_t 
   data_ = std::shared_ptr<T[]>(static_cast<T*>(p), [](T* q) { std::free(q); });
 }
 
-template <class T> packed_weight<T> packed_weight<T>::ungated() const {
+template <class T>
+packed_weight<T> packed_weight<T>::ungated() const {
   packed_weight v = *this;
   if (gated_) {
     v.n_ = panels() * 32;
@@ -259,7 +268,8 @@ template <class T> packed_weight<T> packed_weight<T>::ungated() const {
   return v;
 }
 
-template <class T> void pack(thread_pool& pool, packed_weight<T>& P, const T* W, std::int64_t ldw, std::int64_t rows, std::int64_t col, int part) {
+template <class T>
+void pack(thread_pool& pool, packed_weight<T>& P, const T* W, std::int64_t ldw, std::int64_t rows, std::int64_t col, int part) {
   if (col % 16)
     throw error{errc::bad_shape, "gemm: a weight's columns start at a multiple of 16, not at " + std::to_string(col)};
   const std::int64_t tiles = (rows + 15) / 16, step = P.gated() ? 2 : 1, k16 = 64 / std::int64_t(sizeof(T)), per = sizeof(T) / 2;
@@ -308,17 +318,23 @@ void pack_rows(thread_pool& pool, packed_weight<T>& P, const T* S, std::int64_t 
   });
 }
 
-template <class T> micro micro_plan(isa which) {
+template <class T>
+micro micro_plan(isa which) {
   constexpr bool f = std::is_same_v<T, float>;
   switch (which) {
-  case isa::amx: return f ? micro{12, 12, 32} : micro{32, 16, 16};
-  case isa::avx512: return f ? micro{12, 12, 32} : micro{6, 6, 32};
-  case isa::avx2: return {6, 6, 32};
-  default: return {1, 1, 32};
+  case isa::amx:
+    return f ? micro{12, 12, 32} : micro{32, 16, 16};
+  case isa::avx512:
+    return f ? micro{12, 12, 32} : micro{6, 6, 32};
+  case isa::avx2:
+    return {6, 6, 32};
+  default:
+    return {1, 1, 32};
   }
 }
 
-template <class T> micro_kernel micro_for(isa which, int rows) {
+template <class T>
+micro_kernel micro_for(isa which, int rows) {
   constexpr bool f = std::is_same_v<T, float>;
   switch (which) {
   case isa::amx:
@@ -386,13 +402,15 @@ void gemm(thread_pool& pool, isa which, const T* X, std::int64_t ldx, std::int64
               const std::int64_t nk = std::min(bl.ki, be - i), rg = std::min<std::int64_t>(pl.group, M - m),
                                  rg2 = std::min<std::int64_t>(pl.group, M - m - pl.group), off = i * pl.dwords * 4;
               float* c = C + (bl.kc < kb ? (p - p0) * bl.mc + m - mb : bl.ki < bl.kc ? m - mb : 0) * 32;
-              micro_for<T>(which, rows)(rows, A + m * row + off * rg, pl.group * row + off * (rg2 - rg), B + i * step, nk, c, i == 0, pf, pfs);
+              micro_for<T>(which, rows)(rows, A + m * row + off * rg, pl.group * row + off * (rg2 - rg), B + i * step, nk, c, i == 0, pf,
+                                        pfs);
               pf += nk * pfs;
               if (i + nk < kb)
                 continue;
               TO* y = bl.group > 1 ? gathered + (m - mb) * bl.group * cols + (p - p0) % bl.group * cols : Y + m * ldy + c0;
               const std::int64_t ys = bl.group > 1 ? bl.group * cols : ldy;
-              epi(rows, c, y, ys, nc, e.bias ? e.bias + p * 32 : nullptr, e.residual ? e.residual + m * e.ldr + c0 : nullptr, e.ldr, W.gated());
+              epi(rows, c, y, ys, nc, e.bias ? e.bias + p * 32 : nullptr, e.residual ? e.residual + m * e.ldr + c0 : nullptr, e.ldr,
+                  W.gated());
             }
           if (bl.group > 1 && ((p - p0) % bl.group == bl.group - 1 || p == p1 - 1)) {
             const std::int64_t g = (p - p0) % bl.group, n = g * cols + nc;
@@ -405,16 +423,19 @@ void gemm(thread_pool& pool, isa which, const T* X, std::int64_t ldx, std::int64
   });
 }
 
-#define RG_INSTANCE(T)                                                                                                                      \
-  template class packed_weight<T>;                                                                                                          \
-  template void pack(thread_pool&, packed_weight<T>&, const T*, std::int64_t, std::int64_t, std::int64_t, int);                             \
-  template void pack_rows(thread_pool&, packed_weight<T>&, const T*, std::int64_t, std::int64_t, std::int64_t);                             \
-  template micro micro_plan<T>(isa);                                                                                                        \
+#define RG_INSTANCE(T)                                                                                                                     \
+  template class packed_weight<T>;                                                                                                         \
+  template void pack(thread_pool&, packed_weight<T>&, const T*, std::int64_t, std::int64_t, std::int64_t, int);                            \
+  template void pack_rows(thread_pool&, packed_weight<T>&, const T*, std::int64_t, std::int64_t, std::int64_t);                            \
+  template micro micro_plan<T>(isa);                                                                                                       \
   template micro_kernel micro_for<T>(isa, int);
 RG_INSTANCE(bf16)
 RG_INSTANCE(float)
-template void gemm(thread_pool&, isa, const bf16*, std::int64_t, std::int64_t, const packed_weight<bf16>&, bf16*, std::int64_t, gemm_epilogue<bf16>);
-template void gemm(thread_pool&, isa, const bf16*, std::int64_t, std::int64_t, const packed_weight<bf16>&, float*, std::int64_t, gemm_epilogue<float>);
-template void gemm(thread_pool&, isa, const float*, std::int64_t, std::int64_t, const packed_weight<float>&, float*, std::int64_t, gemm_epilogue<float>);
+template void gemm(thread_pool&, isa, const bf16*, std::int64_t, std::int64_t, const packed_weight<bf16>&, bf16*, std::int64_t,
+                   gemm_epilogue<bf16>);
+template void gemm(thread_pool&, isa, const bf16*, std::int64_t, std::int64_t, const packed_weight<bf16>&, float*, std::int64_t,
+                   gemm_epilogue<float>);
+template void gemm(thread_pool&, isa, const float*, std::int64_t, std::int64_t, const packed_weight<float>&, float*, std::int64_t,
+                   gemm_epilogue<float>);
 
 } // namespace troupe::kernels

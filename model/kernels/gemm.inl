@@ -1,4 +1,5 @@
-// GEMM kernels of one instruction set: rows x one panel of 32 columns. Included by gemm.cpp (see vec.inl).
+// GEMM kernels of one instruction set: rows x one panel of 32 columns. Included once a namespace, as vec.inl.
+#include "model/kernels/vec.inl"
 
 // float32: one chain of FMA an output, k ascending. A: [k][MR] floats, B: [k][32] floats.
 template <int MR>
