@@ -169,8 +169,8 @@ private:
 
 local_ranks::local_ranks(const model_config& cfg, const model_options& options, const mesh& shape, bool sequence_parallel, compute& where,
                          causal_lm* values_of)
-    : shape_(shape), columns_(std::size_t(layout_of(cfg).back().out)), where_(where), contexts_(make_contexts(world_, shape)), models_(std::size_t(shape.size())),
-      gradients_(std::size_t(shape.size())), threads_(shape.size()) {
+    : shape_(shape), columns_(std::size_t(layout_of(cfg).back().out)), where_(where), contexts_(make_contexts(world_, shape)),
+      models_(std::size_t(shape.size())), gradients_(std::size_t(shape.size())), threads_(shape.size()) {
   make_tensors(cfg, options, values_of);
   for (int r = 0; r < shape.size(); ++r) {
     computes_.push_back(std::make_unique<compute>(std::max(1, where.threads() / shape.size()), where.which()));

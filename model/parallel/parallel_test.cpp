@@ -1,8 +1,8 @@
 #include "core/error.hpp"
+#include "model/parallel/data_parallel.hpp"
 #include "model/parallel/model_support.hpp"
 #include "model/parallel/stages.hpp"
 #include "model/parallel/test_support.hpp"
-#include "model/weights/safetensors.hpp"
 #include <mutex>
 #include <numeric>
 
@@ -171,6 +171,39 @@ TEST(Parallel, FrozenPartsHaveNoGradientInAnyStage) {
     const auto many = run_layout(cfg, dtype::f32, {{3, 1, 2}, true}, batch, true, globs);
     EXPECT_FALSE(one.grads.empty());
     expect_close(many.grads, one.grads, 2e-5f, globs[0]);
+  }
+}
+
+TEST(Parallel, ReplicasAddTheirGradientsInRankOrder) {
+  const model_config cfg = tiny_llama(2, true);
+  const mesh shape{1, 3, 2};
+  const auto parts = cut_batch(tiny_batch(3, 0), 3);
+  ASSERT_EQ(parts.size(), 3U);
+  thread_world world(std::chrono::seconds(20));
+  const auto contexts = make_contexts(world, shape);
+  std::vector<std::vector<float>> own(6), sums(6); // gradients of all tensors, before and after
+  expect_no_errors(run_ranks(6, [&](int r) {
+    const rank_context& c = contexts[std::size_t(r)];
+    compute where(1);
+    auto setup = std::make_shared<rank_setup>();
+    setup->ranks = c;
+    const auto model = make_model(cfg, {dtype::f32, true, {"*"}, setup}, where);
+    fill_by_name(*model);
+    run_pass(*model, parts[std::size_t(c.dp_rank)].batch, true);
+    for (const parameter& p : model->parameters())
+      own[std::size_t(r)].insert(own[std::size_t(r)].end(), p.grad.begin(), p.grad.end());
+    add_gradients_of_replicas(*model, c, where);
+    for (const parameter& p : model->parameters())
+      sums[std::size_t(r)].insert(sums[std::size_t(r)].end(), p.grad.begin(), p.grad.end());
+  }));
+  for (int t = 0; t < 2; ++t) {
+    const auto at = [&](int d) { return std::size_t(shape.rank_of(0, d, t)); };
+    std::vector<float> expected = own[at(0)];
+    for (const int d : {1, 2})
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        expected[i] += own[at(d)][i];
+    for (const int d : {0, 1, 2})
+      expect_same_bits(sums[at(d)], expected, "tp " + std::to_string(t) + " dp " + std::to_string(d));
   }
 }
 
