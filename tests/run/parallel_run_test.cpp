@@ -66,6 +66,26 @@ TEST_F(parallel_runs, StagesSlicesOfRowsAndReplicasAreExact) {
   expect_exact("tp2-pp2-dp2-sp", settings);
 }
 
+// A model cut in two with a bridge between the halves: a stage may end at the bridge.
+TEST_F(parallel_runs, ASplitModelTrainsItsBridgeInAnyLayout) {
+  const auto model = world().dir() / "model", split = world().dir() / "split", config = world().dir() / "split.json";
+  const auto vocab = nlohmann::json::parse(file_bytes(model / "config.json")).at("vocab_size");
+  std::ofstream(config) << nlohmann::json{{"architectures", {"CustomSplitLLamaForCausalLM"}},
+                                          {"path8b", model.string()},
+                                          {"path70b", model.string()},
+                                          {"num_layers_8", 2},
+                                          {"num_layers_70", 1},
+                                          {"vocab_size", vocab},
+                                          {"mlp", true}};
+  program convert({"convert", "split", config.string(), split.string()}, world().dir() / "convert");
+  ASSERT_EQ(convert.wait(60s), 0) << convert.err();
+  const std::string path = "model.path=" + split.string(), bridge = "model.trainable=[\"model.adapter.*\"]";
+  expect_exact("split-bridge",
+               {path, bridge, two_ranks[0], two_ranks[1], "learner.pipeline_parallel_size=3", "learner.sequence_parallel=true"});
+  expect_exact("split-all", {path, two_ranks[0], two_ranks[1], "learner.data_parallel_size=2", "placement.processes=true"});
+  EXPECT_NE(weights("split-bridge"), weights("split-all"));
+}
+
 TEST_F(parallel_runs, OtherRanksInTheRolloutRunWithAWarning) {
   auto check = start("check", "differ", {"learner.tensor_parallel_size=2"});
   EXPECT_EQ(check.wait(60s), 0) << check.err();
