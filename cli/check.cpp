@@ -1,4 +1,5 @@
 #include "cli/command.hpp"
+#include "cli/layer_map.hpp"
 #include "cli/memory.hpp"
 #include "cli/validate.hpp"
 #include "model/layout.hpp"
@@ -88,10 +89,6 @@ std::uint64_t bytes_a_rank(const block_spec& block, std::int64_t tp, std::uint64
   return bytes;
 }
 
-std::string spelled_name(const block_spec& block) {
-  return block.prefix.empty() ? name_of(block.kind) : block.prefix.substr(0, block.prefix.size() - 1);
-}
-
 // Which learner rank holds which blocks.
 void print_layout(const validated_run& run) {
   const config& c = run.cfg;
@@ -107,9 +104,10 @@ void print_layout(const validated_run& run) {
     std::uint64_t bytes = 0;
     for (std::size_t b = cuts[std::size_t(p)]; b < cuts[std::size_t(p) + 1]; ++b)
       bytes += bytes_a_rank(blocks[b], shape.tp, c.model.dtype == compute_dtype::bfloat16 ? 2 : 4);
-    std::printf("  ranks %d to %d: %s to %s, weights %s a rank\n", shape.rank_of(p, 0, 0), shape.rank_of(p, shape.dp - 1, shape.tp - 1),
-                spelled_name(blocks[cuts[std::size_t(p)]]).c_str(), spelled_name(blocks[cuts[std::size_t(p) + 1] - 1]).c_str(),
+    std::printf("  ranks %d to %d: weights %s a rank\n", shape.rank_of(p, 0, 0), shape.rank_of(p, shape.dp - 1, shape.tp - 1),
                 spelled_bytes(bytes).c_str());
+    for (const auto& line : layer_map(run.model, blocks, cuts[std::size_t(p)], cuts[std::size_t(p) + 1]))
+      std::printf("    %s\n", line.c_str());
   }
 }
 

@@ -84,6 +84,8 @@ void print_summary(const totals& t) {
 int generate(const generate_options& o) {
   const auto cfg = load_model_config(o.model);
   check_options(o, cfg);
+  if (cfg.head != head_kind::lm)
+    throw error{errc::bad_input, "generate: " + cfg.architecture + " of " + o.model.string() + " gives no logits; a CausalLM is wanted"};
   const auto where = make_compute(o.common);
   const auto tok = tokenizer::load(o.model);
   const auto chat = chat_template::load(o.model);

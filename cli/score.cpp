@@ -18,21 +18,22 @@ struct score_options {
   bool value = false;
 };
 
-// Scores lines begin .. -> the line after the last one scored; one pass.
-std::size_t score_some(causal_lm& model, const std::vector<score_line>& lines, std::size_t begin, line_file& out) {
+// Scores lines begin .. -> the line after the last one scored; one pass. values: a value head's, else log-probabilities.
+std::size_t score_some(causal_lm& model, const std::vector<score_line>& lines, std::size_t begin, bool values, line_file& out) {
   batch_builder builder;
   std::size_t end = begin;
   while (end < lines.size() && (end == begin || builder.n_tokens() + std::int64_t(lines[end].ids.size()) <= batch_tokens)) {
     builder.add_sequence(lines[end].ids, lines[end].from);
     ++end;
   }
-  std::vector<float> logprobs;
+  std::vector<float> results;
   if (builder.n_tokens() > 0)
-    logprobs = model.score(builder.take(), 1.0f, false, nullptr).logprobs;
-  auto next = logprobs.begin();
+    results = values ? model.outputs(builder.take(), nullptr) : model.score(builder.take(), 1.0f, false, nullptr).logprobs;
+  const std::string key = values ? ", \"values\": " : ", \"logprobs\": ";
+  auto next = results.begin();
   for (std::size_t i = begin; i < end; ++i) {
     const auto count = std::ptrdiff_t(lines[i].ids.size()) - lines[i].from;
-    out.write("{\"index\": " + std::to_string(i) + ", \"logprobs\": " + json_list(std::vector<float>(next, next + count)) + "}\n");
+    out.write("{\"index\": " + std::to_string(i) + key + json_list(std::vector<float>(next, next + count)) + "}\n");
     next += count;
   }
   return end;
@@ -40,9 +41,11 @@ std::size_t score_some(causal_lm& model, const std::vector<score_line>& lines, s
 
 int score(const score_options& o) {
   const auto cfg = load_model_config(o.model);
-  if (o.value)
-    throw error{errc::unsupported, "--value: " + cfg.architecture + " of " + o.model.string() +
-                                       " has no value head, and this version knows no model that has one; leave it out"};
+  if (o.value && cfg.head != head_kind::value)
+    throw error{errc::bad_input, "--value: " + cfg.architecture + " of " + o.model.string() + " has no value head; leave it out"};
+  if (!o.value && cfg.head != head_kind::lm)
+    throw error{errc::bad_input, "score: " + cfg.architecture + " of " + o.model.string() + " gives no log-probabilities" +
+                                     (cfg.head == head_kind::value ? "; --value writes its values" : "")};
   const auto where = make_compute(o.common);
   const auto lines = read_score_lines(o.input, {cfg.vocab_size, cfg.max_position_embeddings});
   model_options options;
@@ -50,7 +53,7 @@ int score(const score_options& o) {
   const auto model = load_model(o.model, options, *where);
   line_file out(o.output);
   for (std::size_t next = 0; next < lines.size();)
-    next = score_some(*model, lines, next, out);
+    next = score_some(*model, lines, next, o.value, out);
   out.close();
   return 0;
 }
@@ -63,8 +66,8 @@ void add_score(CLI::App& root, action& chosen) {
   app->add_option("--model", o->model, "model directory")->required();
   app->add_option("--input", o->input, "JSONL: {\"input_ids\": [...], \"from\": 12}; from: the first position scored, default 1")
       ->required();
-  app->add_option("--output", o->output, "JSONL: {\"index\": 0, \"logprobs\": [...]}")->required();
-  app->add_flag("--value", o->value, "a value model's values too");
+  app->add_option("--output", o->output, "JSONL: {\"index\": 0, \"logprobs\": [...]}, with --value \"values\"")->required();
+  app->add_flag("--value", o->value, "of a value model: its values for the same tokens, each at the position before");
   add_common_options(*app, o->common);
   app->callback([o, &chosen] { chosen = [o] { return score(*o); }; });
 }

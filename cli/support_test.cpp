@@ -1,3 +1,4 @@
+#include "cli/layer_map.hpp"
 #include "cli/memory.hpp"
 #include "cli/report.hpp"
 #include "cli/validate.hpp"
@@ -64,6 +65,26 @@ TEST_F(cli_support, expected_tensors_are_the_models_parameters) {
       EXPECT_EQ(same->shape, p.shape) << p.name;
     }
   }
+}
+
+TEST_F(cli_support, a_layer_map_says_which_layers_of_which_model) {
+  const std::string half =
+      R"({"vocab_size": 64, "num_hidden_layers": 6, "intermediate_size": 48, "num_attention_heads": 4, "hidden_size": )";
+  const auto cfg = parse_model_config(R"({"architectures": ["CustomSplitLLamaForCausalLM"], "vocab_size": 64, "num_layers_8": 2,
+    "num_layers_70": 3, "mlp": true, "path70b": "models/large", "config_8b": )" +
+                                          half + R"(32}, "config_70b": )" + half + "64}}",
+                                      "config.json");
+  const auto blocks = layout_of(cfg);
+  EXPECT_EQ(layer_map(cfg, blocks, 0, blocks.size()),
+            (std::vector<std::string>{"model.embed_tokens: 64 x 32",
+                                      "model.layers_8b.0 to model.layers_8b.1: width 32, layers 0 to 1 of the 6 of the first model",
+                                      "model.adapter: 32 to 64, ReLU",
+                                      "model.layers_70b.0 to model.layers_70b.2: width 64, layers 3 to 5 of the 6 of models/large",
+                                      "norm and head: 64 to 64"}));
+  EXPECT_EQ(layer_map(cfg, blocks, 5, 8),
+            (std::vector<std::string>{"model.layers_70b.1 to model.layers_70b.2: width 64, layers 4 to 5 of the 6 of models/large",
+                                      "norm and head: 64 to 64"}));
+  EXPECT_EQ(layer_map(tiny(true), layout_of(tiny(true)), 1, 2), std::vector<std::string>{"model.layers.0: width 32"});
 }
 
 TEST_F(cli_support, memory_follows_from_shapes) {
