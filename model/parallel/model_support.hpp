@@ -28,6 +28,20 @@ inline model_config tiny_llama(std::int64_t n_kv_heads, bool tied) {
   return cfg;
 }
 
+/// Two layers 32 wide, a bridge with a ReLU, two layers 48 wide with one key/value head; the vocabulary as above.
+inline model_config split_of_two_widths() {
+  const auto half = [](int hidden, int layers, int n_kv_heads) {
+    return R"({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 61, "eos_token_id": 2, "hidden_size": )" +
+           std::to_string(hidden) + R"(, "intermediate_size": )" + std::to_string(hidden + 8) + R"(, "num_hidden_layers": )" +
+           std::to_string(layers) + R"(, "num_attention_heads": 4, "num_key_value_heads": )" + std::to_string(n_kv_heads) +
+           R"(, "max_position_embeddings": 128})";
+  };
+  return parse_model_config(R"({"architectures": ["CustomSplitLLamaForCausalLM"], "num_layers_8": 2, "num_layers_70": 2, "vocab_size": 61,
+    "mlp": true, "config_8b": )" +
+                                half(32, 3, 2) + R"(, "config_70b": )" + half(48, 3, 1) + "}",
+                            "config.json");
+}
+
 /// Fills every part from the same whole tensors.
 inline void fill_by_name(causal_lm& model) {
   for (parameter& p : model.parameters()) {

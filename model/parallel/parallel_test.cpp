@@ -209,19 +209,25 @@ TEST(Parallel, ReplicasAddTheirGradientsInRankOrder) {
 
 #ifndef __SANITIZE_THREAD__
 TEST(Parallel, ProcessesGiveTheBitsOfThreads) {
-  for (const auto& [c, type] : {std::pair{layout_case{{2, 1, 2}, true}, "f32"}, {layout_case{{1, 1, 2}, false}, "bf16"}}) {
+  struct process_case {
+    std::string model;
+    layout_case c;
+    std::string type;
+  };
+  for (const auto& [name, c, type] : {process_case{"llama", {{1, 1, 2}, false}, "bf16"}, process_case{"split", {{2, 1, 2}, true}, "f32"}}) {
+    const model_config cfg = name == "llama" ? tiny_llama(2, true) : split_of_two_widths();
+    const dtype element = type == "f32" ? dtype::f32 : dtype::bf16;
     const int n = c.shape.size();
     thread_world world(std::chrono::seconds(20));
     const auto contexts = make_contexts(world, c.shape);
     std::vector<rank_digest> expected(static_cast<std::size_t>(n));
-    expect_no_errors(run_ranks(n, [&, type = std::string(type), sequence = c.sequence](int r) {
-      expected[std::size_t(r)] =
-          digest_of_rank(tiny_llama(2, true), type == "f32" ? dtype::f32 : dtype::bf16, contexts[std::size_t(r)], sequence);
+    expect_no_errors(run_ranks(n, [&, sequence = c.sequence](int r) {
+      expected[std::size_t(r)] = digest_of_rank(cfg, element, contexts[std::size_t(r)], sequence);
     }));
     auto workers = start_workers(TROUPE_PARALLEL_WORKER, n,
-                                 {"model", std::to_string(c.shape.pp), std::to_string(c.shape.tp), c.sequence ? "1" : "0", type});
+                                 {"model", std::to_string(c.shape.pp), std::to_string(c.shape.tp), c.sequence ? "1" : "0", type, name});
     for (int r = 0; r < n; ++r) {
-      EXPECT_EQ(workers[std::size_t(r)].line(), expected[std::size_t(r)].text()) << "rank " << r;
+      EXPECT_EQ(workers[std::size_t(r)].line(), expected[std::size_t(r)].text()) << name << " rank " << r;
       EXPECT_EQ(workers[std::size_t(r)].wait(), 0);
     }
   }

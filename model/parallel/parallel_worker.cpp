@@ -43,11 +43,13 @@ int run(const std::vector<std::string>& arguments) {
   for (auto& e : endpoints)
     std::getline(std::cin, e);
   world.connect(endpoints);
-  if (task == "model") { // PP TP SP DTYPE
+  if (task == "model") { // PP TP SP DTYPE MODEL
     const mesh shape{std::stoi(arguments[3]), 1, std::stoi(arguments[4])};
     const rank_context ranks = make_context(world, rank, shape);
     const dtype type = arguments[6] == "f32" ? dtype::f32 : dtype::bf16;
-    std::cout << digest_of_rank(tiny_llama(2, true), type, ranks, arguments[5] == "1").text() << std::endl;
+    std::cout
+        << digest_of_rank(arguments[7] == "llama" ? tiny_llama(2, true) : split_of_two_widths(), type, ranks, arguments[5] == "1").text()
+        << std::endl;
     return 0;
   }
   const auto group = world.group("test", everyone(size));
