@@ -41,7 +41,7 @@ struct seen {
 group_scored header(const group_key& key) { return {key, {1, 0}, {2, 4}, 5, key.step, 0, ""}; }
 
 /// Makes every group at once; `mute`: takes groups and never hands one on.
-rollout_actor::behavior_type rollout_stub(rollout_actor::pointer, coordinator_actor c, std::shared_ptr<seen> log, bool mute) {
+rollout_actor::behavior_type rollout_stub(rollout_actor::pointer, const coordinator_actor& c, const std::shared_ptr<seen>& log, bool mute) {
   return {
       [=](const generate_group& g) {
         log->made.push_back(g);
@@ -57,7 +57,7 @@ rollout_actor::behavior_type rollout_stub(rollout_actor::pointer, coordinator_ac
 }
 
 /// `hang`: takes the training of a step and never answers.
-learner_actor::behavior_type learner_stub(learner_actor::pointer self, std::shared_ptr<seen> log, bool hang) {
+learner_actor::behavior_type learner_stub(learner_actor::pointer self, const std::shared_ptr<seen>& log, bool hang) {
   auto version = std::make_shared<weights_version>();
   return {
       [=](const restore_learner& r) {
@@ -83,7 +83,7 @@ learner_actor::behavior_type learner_stub(learner_actor::pointer self, std::shar
   };
 }
 
-reward_actor::behavior_type reward_stub(reward_actor::pointer, std::shared_ptr<seen> log) {
+reward_actor::behavior_type reward_stub(reward_actor::pointer, const std::shared_ptr<seen>& log) {
   return {
       [=](const ship_batch& s) {
         log->shipped.push_back(s.indices);

@@ -159,7 +159,7 @@ batch_shipped reward_state::ship(const ship_batch& request) {
   return answer;
 }
 
-reward_actor::behavior_type reward(reward_actor::stateful_pointer<reward_state> self, std::shared_ptr<reward_setup> setup,
+reward_actor::behavior_type reward(reward_actor::stateful_pointer<reward_state> self, const std::shared_ptr<reward_setup>& setup,
                                    const coordinator_actor& coordinator) {
   auto& s = self->state;
   s.self = self;

@@ -67,7 +67,7 @@ struct reward_state {
 };
 
 /// Spawn detached. An error ends it, after telling the coordinator.
-reward_actor::behavior_type reward(reward_actor::stateful_pointer<reward_state> self, std::shared_ptr<reward_setup> setup,
+reward_actor::behavior_type reward(reward_actor::stateful_pointer<reward_state> self, const std::shared_ptr<reward_setup>& setup,
                                    const coordinator_actor& coordinator);
 
 } // namespace troupe

@@ -91,7 +91,7 @@ caf::result<weights_fetched> rollout_state::fetch(const fetch_weights& request) 
   return answer;
 }
 
-rollout_actor::behavior_type rollout(rollout_actor::stateful_pointer<rollout_state> self, std::shared_ptr<rollout_setup> setup,
+rollout_actor::behavior_type rollout(rollout_actor::stateful_pointer<rollout_state> self, const std::shared_ptr<rollout_setup>& setup,
                                      const worker_info& info, const coordinator_actor& coordinator) {
   self->state.self = self;
   self->state.engine = std::make_unique<rollout_engine>(*setup);

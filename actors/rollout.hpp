@@ -64,7 +64,7 @@ struct rollout_state {
 };
 
 /// Spawn detached. An error ends it, after telling the coordinator.
-rollout_actor::behavior_type rollout(rollout_actor::stateful_pointer<rollout_state> self, std::shared_ptr<rollout_setup> setup,
+rollout_actor::behavior_type rollout(rollout_actor::stateful_pointer<rollout_state> self, const std::shared_ptr<rollout_setup>& setup,
                                      const worker_info& info, const coordinator_actor& coordinator);
 
 } // namespace troupe

@@ -7,6 +7,7 @@
 #include "model/kernels/gemm.hpp"
 #include "model/kernels/thread_pool.hpp"
 #include "model/registry.hpp"
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <random>

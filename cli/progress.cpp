@@ -3,6 +3,7 @@
 #include "core/error.hpp"
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <ctime>
 #include <unistd.h>
@@ -17,7 +18,7 @@ std::string spelled(const char* format, auto... values) {
 }
 
 std::string spelled_time(double seconds) {
-  const auto s = static_cast<long long>(seconds + 0.5);
+  const auto s = std::llround(seconds);
   if (s >= 3600)
     return spelled("%lldh%02lldm", s / 3600, s / 60 % 60);
   return s >= 60 ? spelled("%lldm%02llds", s / 60, s % 60) : spelled("%llds", s);

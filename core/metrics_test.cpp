@@ -3,6 +3,7 @@
 #include "core/metrics.hpp"
 #include "core/tfrecord.hpp"
 #include "core/trace.hpp"
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -132,8 +133,7 @@ TEST_F(metrics_test, a_line_has_the_step_first_and_numbers_that_round_trip) {
   EXPECT_EQ(lines().substr(0, 40), "{\"step\": 1, \"actor/lr\": 1e-05, \"b\": 0.30");
   const auto row = nlohmann::json::parse(lines());
   for (const auto& [name, value] : values) {
-    const double read = row[name].get<double>();
-    EXPECT_EQ(std::memcmp(&read, &value, sizeof value), 0) << name;
+    EXPECT_EQ(std::bit_cast<std::uint64_t>(row[name].get<double>()), std::bit_cast<std::uint64_t>(value)) << name;
   }
 }
 
@@ -176,7 +176,7 @@ TEST_F(metrics_test, damage_is_named_with_its_line) {
   for (const char* bad : {"nonsense", "[1]", "{\"a\": 1}", "{\"step\": 1.5}", "{\"step\": \"1\"}"}) {
     write_file(dir_ / "metrics.jsonl", "{\"step\": 0}\n" + std::string(bad) + "\n{\"step\": 2}\n");
     try {
-      metric_sink(dir_, 5);
+      const metric_sink sink(dir_, 5);
       ADD_FAILURE() << bad;
     } catch (const error& e) {
       EXPECT_EQ(e.code(), errc::bad_input);
@@ -188,7 +188,7 @@ TEST_F(metrics_test, damage_is_named_with_its_line) {
 
 TEST_F(metrics_test, a_directory_that_is_missing_is_named) {
   try {
-    metric_sink(dir_ / "none", -1);
+    const metric_sink sink(dir_ / "none", -1);
     ADD_FAILURE();
   } catch (const error& e) {
     EXPECT_EQ(e.code(), errc::io);

@@ -43,6 +43,7 @@ TEST(draws, every_part_of_a_key_counts) {
 TEST(draws, are_uniform) {
   // 2^16 draws in 64 bins: chi-squared has 63 degrees of freedom; 120 has a probability below 2e-5, and the draws are fixed.
   constexpr int n = 1 << 16, bins = 64;
+  constexpr double expected = double(n) / bins;
   std::array<int, bins> count{};
   double mean = 0;
   for (int i = 0; i < n; ++i) {
@@ -55,7 +56,7 @@ TEST(draws, are_uniform) {
   }
   double chi_squared = 0;
   for (const int c : count)
-    chi_squared += (c - n / bins) * double(c - n / bins) / (n / bins);
+    chi_squared += (c - expected) * (c - expected) / expected;
   EXPECT_LT(chi_squared, 120);
   EXPECT_NEAR(mean, 0.5, 0.005);
 }
