@@ -112,7 +112,7 @@ void partial_gradients::add(compute& where, std::string_view what) {
     mine.insert(mine.end(), data<float>(w->grad), data<float>(w->grad) + w->grad.numel());
   all.resize(mine.size() * std::size_t(tp_.size()));
   tp_.group().all_gather(mine.data(), all.data(), mine.size() * sizeof(float), what);
-  const float* first = all.data() + std::size_t(tp_.rank() / replicas_ * replicas_) * mine.size();
+  const float* first = all.data() + std::size_t(tp_.rank() - tp_.rank() % replicas_) * mine.size();
   sum_parts(where.pool(), first, replicas_, std::int64_t(mine.size()), mine.data());
   restore();
   const float* from = mine.data();

@@ -102,7 +102,7 @@ public:
     message m{{begin, begin + bytes}, std::string(what)};
     std::unique_lock lock(world_->mutex);
     check_alive();
-    auto& queue = group_->queues[std::size_t(rank_ * size() + to)];
+    auto& queue = queue_of(rank_, to);
     world_->wait(
         lock, *group_, [&] { return queue.size() < most_queued; },
         [&] {
@@ -117,7 +117,7 @@ public:
     const call_side me{rank_, call_kind::recv, bytes, std::string(what)};
     std::unique_lock lock(world_->mutex);
     check_alive();
-    auto& queue = group_->queues[std::size_t(from * size() + rank_)];
+    auto& queue = queue_of(from, rank_);
     world_->wait(
         lock, *group_, [&] { return !queue.empty(); },
         [&] { return waited_too_long(group_->name, me, std::to_string(from), world_->deadline); });
@@ -141,6 +141,9 @@ private:
   static void put(void* to, int part, const void* from, std::size_t bytes) {
     if (bytes > 0)
       std::memcpy(static_cast<std::byte*>(to) + std::size_t(part) * bytes, from, bytes);
+  }
+  std::deque<message>& queue_of(int from, int to) const {
+    return group_->queues[std::size_t(from) * std::size_t(size()) + std::size_t(to)];
   }
   void check_alive() const {
     if (!world_->aborted.empty())
@@ -220,10 +223,11 @@ std::vector<std::shared_ptr<communicator>> thread_world::group(const std::string
   g->name = name;
   g->here.resize(std::size_t(size));
   g->arrived.resize(std::size_t(size));
-  g->queues.resize(std::size_t(size * size));
+  g->queues.resize(g->here.size() * g->here.size());
   const std::lock_guard lock(state_->mutex);
   state_->groups.push_back(g);
   std::vector<std::shared_ptr<communicator>> all;
+  all.reserve(g->here.size());
   for (int r = 0; r < size; ++r)
     all.push_back(std::make_shared<thread_communicator>(state_, g, r));
   return all;

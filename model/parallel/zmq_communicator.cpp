@@ -147,7 +147,7 @@ public:
   void all_gather(const void* from, void* to, std::size_t bytes, std::string_view what) override {
     for (int i = 1; i < size(); ++i)
       push(call_kind::all_gather, from, bytes, (rank_ + i) % size(), what);
-    std::memmove(part(to, rank_, bytes), from, bytes);
+    put(part(to, rank_, bytes), from, bytes);
     for (int i = 1; i < size(); ++i)
       pull(call_kind::all_gather, part(to, (rank_ + size() - i) % size(), bytes), bytes, (rank_ + size() - i) % size(), what);
   }
@@ -156,7 +156,7 @@ public:
       const int r = (rank_ + i) % size();
       push(call_kind::all_to_all, static_cast<const std::byte*>(from) + std::size_t(r) * bytes, bytes, r, what);
     }
-    std::memmove(part(to, rank_, bytes), static_cast<const std::byte*>(from) + std::size_t(rank_) * bytes, bytes);
+    put(part(to, rank_, bytes), static_cast<const std::byte*>(from) + std::size_t(rank_) * bytes, bytes);
     for (int i = 1; i < size(); ++i) {
       const int r = (rank_ + size() - i) % size();
       pull(call_kind::all_to_all, part(to, r, bytes), bytes, r, what);
@@ -187,6 +187,11 @@ public:
   void abort(const std::string& reason) override { world_->abort(reason, true); }
 
 private:
+  // `from` may be `to`; a part of no bytes may be nowhere.
+  static void put(void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0)
+      std::memmove(to, from, bytes);
+  }
   static void* part(void* to, int r, std::size_t bytes) { return static_cast<std::byte*>(to) + std::size_t(r) * bytes; }
 
   void push(call_kind kind, const void* from, std::size_t bytes, int to, std::string_view what) {
@@ -227,8 +232,7 @@ private:
     queue.pop_front();
     if (a.header.kind != std::uint32_t(kind) || a.header.bytes != bytes)
       w.fail(errc::bad_shape, calls_differ(name_, side(from, call_kind(a.header.kind), a.header.bytes, a.what), me));
-    if (bytes > 0)
-      std::memcpy(to, a.bytes.data(), bytes);
+    put(to, a.bytes.data(), bytes);
   }
 
   static call_side side(int rank, call_kind kind, std::size_t bytes, std::string_view what) {
@@ -291,6 +295,7 @@ rank_context make_context(zmq_world& world, int rank, const mesh& shape) {
   // Every rank makes the three in this order, so their numbers agree.
   const auto join = [&](const char* name, int n, auto rank_of) {
     std::vector<int> ranks;
+    ranks.reserve(std::size_t(n));
     for (int i = 0; i < n; ++i)
       ranks.push_back(rank_of(i));
     return n > 1 ? world.group(name, ranks) : nullptr;
