@@ -38,7 +38,7 @@ private:
 std::string reason(int code) { return std::generic_category().message(code); }
 
 [[noreturn]] void fail_io(const char* what, const fs::path& file, int code) {
-  throw error(errc::io, std::string(what) + " " + file.string() + ": " + reason(code));
+  throw error(errc::io, std::string(what) + " " + file.string() + ": " + write_failure(code));
 }
 
 void write_all(int fd, std::string_view bytes, const fs::path& file) {
@@ -92,6 +92,22 @@ void remove_leftovers(const fs::path& target) {
 }
 
 } // namespace
+
+std::string write_failure(int code) {
+  switch (code) {
+  case ENOSPC:
+  case EDQUOT:
+    return reason(code) + "; free some space there";
+  case EFBIG:
+    return reason(code) + "; raise the limit on the size of files (ulimit -f)";
+  case EACCES:
+  case EPERM:
+  case EROFS:
+    return reason(code) + "; make it writable";
+  default:
+    return reason(code);
+  }
+}
 
 std::string read_file(const fs::path& file) {
   descriptor fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));

@@ -7,6 +7,9 @@
 
 namespace troupe {
 
+/// The system's words for an errno of a write, and what helps where a user can help: "No space left on device; free some".
+std::string write_failure(int code);
+
 /// Whole file as bytes. Throws errc::bad_input naming the file and the reason.
 std::string read_file(const std::filesystem::path& file);
 

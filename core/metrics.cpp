@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <system_error>
 #include <unistd.h>
 
 namespace fs = std::filesystem;
@@ -47,7 +46,7 @@ public:
 
 private:
   [[noreturn]] void fail() const {
-    throw error(errc::io, "cannot write " + file_.string() + ": " + std::generic_category().message(errno));
+    throw error(errc::io, "cannot write " + file_.string() + ": " + write_failure(errno));
   }
   fs::path file_;
   int fd_;

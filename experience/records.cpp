@@ -200,7 +200,7 @@ void write_rollouts(const std::filesystem::path& run_dir, std::int64_t step, con
   std::error_code failed;
   std::filesystem::create_directories(file.parent_path(), failed);
   if (failed)
-    throw error(errc::io, file.parent_path().string() + ": cannot be made: " + failed.message());
+    throw error(errc::io, file.parent_path().string() + ": cannot be made: " + write_failure(failed.value()));
   write_file(file, out);
 }
 

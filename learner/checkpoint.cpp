@@ -154,7 +154,7 @@ fs::path write_checkpoint(const fs::path& run_dir, const learner& from, const fs
     }
     fs::remove_all(replaced);
   } catch (const fs::filesystem_error& e) {
-    throw error{errc::io, "cannot write checkpoint " + target.string() + ": " + e.code().message()};
+    throw error{errc::io, "cannot write checkpoint " + target.string() + ": " + write_failure(e.code().value())};
   }
   return target;
 }

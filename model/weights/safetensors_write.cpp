@@ -1,10 +1,10 @@
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "model/weights/json.hpp"
 #include "model/weights/safetensors.hpp"
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <fcntl.h>
 #include <numeric>
 #include <set>
@@ -52,7 +52,7 @@ public:
   }
 
 private:
-  [[noreturn]] void fail() const { throw error(errc::io, "cannot write " + target_.string() + ": " + std::strerror(errno)); }
+  [[noreturn]] void fail() const { throw error(errc::io, "cannot write " + target_.string() + ": " + write_failure(errno)); }
 
   fs::path target_, staging_;
   int fd_ = -1;
