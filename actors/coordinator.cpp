@@ -12,6 +12,7 @@ constexpr auto learner_deadline = 60min;
 constexpr auto sync_deadline = 30min;
 constexpr auto enlist_deadline = 60s;
 constexpr auto tick_interval = 1s;
+constexpr auto leave_deadline = 5s; // for members to go when the run is over
 
 std::string title(const worker_info& w) {
   return std::string(name_of(w.role)) + ' ' + std::to_string(w.rank) + " on " + w.host + " (pid " + std::to_string(w.pid) + ')';
@@ -56,6 +57,8 @@ coordinator_state::member& coordinator_state::add_member(const worker_info& info
 }
 
 void coordinator_state::enlist(const worker_info& info, const rollout_actor& rollout) {
+  if (run->finished())
+    return caf::anon_send_exit(rollout, caf::exit_reason::user_shutdown); // too late: let go as the others were
   const auto& m = add_member(info, caf::actor_cast<caf::strong_actor_ptr>(rollout));
   self->send(weight_sync, m.id, rollout);
   run->rollout_joined(m.id, now());
@@ -63,6 +66,8 @@ void coordinator_state::enlist(const worker_info& info, const rollout_actor& rol
 }
 
 void coordinator_state::enlist(const worker_info& info, const learner_actor& handle) {
+  if (run->finished())
+    return caf::anon_send_exit(handle, caf::exit_reason::user_shutdown);
   add_member(info, caf::actor_cast<caf::strong_actor_ptr>(handle));
   learner = handle;
   batch_endpoint = info.batch_endpoint;
@@ -94,7 +99,22 @@ void coordinator_state::lose(worker_id id, const std::string& why) {
   }
 }
 
+void coordinator_state::let_go(const caf::actor_addr& source) {
+  std::erase_if(members, [&](const auto& m) { return m.second.handle->address() == source; });
+  tell_outcome();
+}
+
+void coordinator_state::tell_outcome() {
+  if (!members.empty() && now() - over_since < leave_deadline)
+    return;
+  members.clear();
+  setup->host->ended(outcome->code, outcome->text);
+  outcome.reset();
+}
+
 void coordinator_state::down(const caf::actor_addr& source, const std::string& reason) {
+  if (outcome)
+    return let_go(source);
   if (source == reward.address() || source == weight_sync.address())
     run->fail(error(errc::failed, "an actor of this process ended: " + reason));
   for (const auto& [id, m] : members) {
@@ -113,6 +133,8 @@ void coordinator_state::failed(const worker_failed& failure) {
 }
 
 void coordinator_state::exited(const worker_exited& exit) {
+  if (run->finished())
+    return;
   reserved.erase(exit.pid);
   const auto it = std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.second.info.pid == exit.pid; });
   if (it != members.end())
@@ -127,7 +149,9 @@ void coordinator_state::tick() {
   std::erase_if(reserved, [&](const auto& r) { return now() - r.second.since > enlist_deadline; });
   run->tick(now());
   act();
-  if (!run->finished())
+  if (outcome)
+    tell_outcome();
+  if (outcome || !run->finished())
     self->delayed_send(self, tick_interval, caf::tick_atom_v);
 }
 
@@ -228,11 +252,11 @@ void coordinator_state::operator()(const command::end_learner&) {
 }
 
 void coordinator_state::operator()(const command::finish& c) {
-  for (const auto& [id, m] : members) {
-    self->demonitor(m.handle->address());
+  for (const auto& [id, m] : members)
     caf::anon_send_exit(m.handle, caf::exit_reason::user_shutdown);
-  }
-  setup->host->ended(c.code, c.text);
+  outcome = c;
+  over_since = now();
+  tell_outcome();
 }
 
 coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer<coordinator_state> self, const coordinator_setup& setup) {

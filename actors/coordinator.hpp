@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -51,6 +52,9 @@ struct coordinator_state {
   std::map<std::int64_t, reservation> reserved; // by pid: a role was given, the worker is not there yet
 
   std::set<std::int64_t> lost_pids; // of members that were lost; their exit is no news
+  /// The run is over: the host hears of it when the members have gone, so that none takes the end for a death.
+  std::optional<command::finish> outcome;
+  time_point over_since;
 
   time_point now() const { return self->clock().now(); }
   caf::result<join_answer> join(const join_request& request);
@@ -83,6 +87,8 @@ private:
   void ask_learner(const Request& request, void (run_state::*event)(const Answer&, time_point));
   member& add_member(const worker_info& info, caf::strong_actor_ptr handle);
   void lose(worker_id id, const std::string& why);
+  void let_go(const caf::actor_addr& source);
+  void tell_outcome();
   bool taken(worker_role role, std::uint32_t rank) const;
   std::string learner_name() const;
 };

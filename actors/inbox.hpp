@@ -10,10 +10,16 @@ namespace troupe {
 template <class T>
 class inbox {
 public:
-  /// Called after every push, on the pusher's thread: wakes the actor.
+  /// Called after every push, on the pusher's thread: wakes the actor. At once for what was pushed before the actor was there.
   void on_push(std::function<void()> wake) {
-    const std::lock_guard lock(mutex_);
-    wake_ = std::move(wake);
+    bool waiting = false;
+    {
+      const std::lock_guard lock(mutex_);
+      wake_ = wake;
+      waiting = !items_.empty();
+    }
+    if (waiting)
+      wake();
   }
   void push(T item) {
     std::function<void()> wake;

@@ -31,7 +31,13 @@ void rollout_engine::add(const generate_group& request) {
 }
 
 void rollout_engine::step() {
-  for (auto& out : generator_.step()) {
+  std::unique_lock<std::mutex> mine;
+  if (setup_.turn)
+    mine = std::unique_lock(*setup_.turn);
+  auto ended = generator_.step();
+  if (mine)
+    mine.unlock();
+  for (auto& out : ended) {
     const auto it = groups_.find(out.id);
     if (it == groups_.end())
       continue;

@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -19,6 +20,7 @@ struct rollout_setup {
   generator_options options;
   std::function<std::unique_ptr<weights_sink>(const std::string& endpoint)> make_sink;
   std::function<void(trajectory_group)> outlet; // the experience plane
+  std::shared_ptr<std::mutex> turn;             // of rollouts that share one model, which takes one caller at a time; null: alone
 };
 
 /// Makes groups with a generator and hands on each one that is complete. One thread; no CAF.

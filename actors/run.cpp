@@ -202,7 +202,7 @@ void watch(control& host, const coordinator_actor& coordinator, const held_signa
         workers->end(pid);
       for (const auto& e : workers->reap()) {
         caf::anon_send(coordinator, worker_exited{e.pid, e.how});
-        if (!events.over)
+        if (!events.over && !e.let_go)
           workers->start();
       }
     }
@@ -234,6 +234,8 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   rolling->options = make_generator_options(in.cfg, in.model, in.end_tokens, where);
   rolling->make_sink = [source, model](const std::string&) { return make_shared_sink(*source, model); };
   rolling->outlet = [groups = parts.reward->groups](trajectory_group g) { groups->push(std::move(g)); };
+  if (in.cfg.rollout.actors > 1)
+    rolling->turn = std::make_shared<std::mutex>();
 
   system_config settings(false);
   caf::actor_system sys{settings};
@@ -243,8 +245,8 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   const auto learner = guard.keep(sys.spawn<caf::detached>(learner_worker, learning));
   caf::anon_send(coordinator, info, learner);
   info.role = worker_role::rollout;
-  const auto roller = guard.keep(sys.spawn<caf::detached>(rollout, rolling, info, coordinator));
-  caf::anon_send(coordinator, info, roller);
+  for (; std::int64_t{info.rank} < in.cfg.rollout.actors; ++info.rank)
+    caf::anon_send(coordinator, info, guard.keep(sys.spawn<caf::detached>(rollout, rolling, info, coordinator)));
   watch(*parts.host, coordinator, signals, nullptr);
 }
 
@@ -356,9 +358,6 @@ void check_placement(const config& cfg) {
                 "weightsync.channel = \"zmq\" needs placement.processes = true; in one process use \"auto\" or \"shared\"");
   if (channel == "nccl")
     throw error(errc::unsupported, "weightsync.channel = \"nccl\": this version can do auto, shared and zmq");
-  if (!processes && cfg.rollout.actors > 1)
-    throw error(errc::bad_config, "rollout.actors = " + std::to_string(cfg.rollout.actors) +
-                                      " needs placement.processes = true; one process has one rollout");
   if (!processes)
     return;
   const auto [host, port] = parse_address(cfg.placement.listen, "placement.listen");
@@ -370,6 +369,13 @@ void check_placement(const config& cfg) {
     throw error(errc::unsupported, "data.max_prompt_length = " + std::to_string(cfg.data.max_prompt_length) +
                                        ": with placement.processes = true this version can do prompts up to " + std::to_string(longest) +
                                        " tokens");
+}
+
+void check_listen(const config& cfg) {
+  if (!cfg.placement.processes)
+    return;
+  const auto [host, port] = parse_address(cfg.placement.listen, "placement.listen");
+  check_port(host, port, "placement.listen");
 }
 
 void run_training(const run_inputs& inputs, run_outputs& outputs) {

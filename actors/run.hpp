@@ -29,6 +29,9 @@ struct run_inputs {
 /// that others can reach, messages that would not fit.
 void check_placement(const config& cfg);
 
+/// Throws errc::bad_config when the run could not listen where it is told to, as things are now.
+void check_listen(const config& cfg);
+
 /// Trains to the end: in this process, or as coordinator, reward, weight sync and supervisor of worker processes.
 /// Called by the main thread; SIGINT and SIGTERM are taken over. Throws the first cause of a failure; errc::cancelled after a stop.
 void run_training(const run_inputs& inputs, run_outputs& outputs);

@@ -73,7 +73,7 @@ std::vector<ended_process> supervisor::reap() {
   for (auto it = running_.begin(); it != running_.end();) {
     int status = 0;
     if (waitpid(*it, &status, WNOHANG) == *it) {
-      out.push_back({*it, how(status)});
+      out.push_back({*it, how(status), WIFEXITED(status) && WEXITSTATUS(status) == 0});
       it = running_.erase(it);
     } else {
       ++it;

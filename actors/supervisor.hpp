@@ -11,6 +11,7 @@ namespace troupe {
 struct ended_process {
   std::int64_t pid = 0;
   std::string how;
+  bool let_go = false; // with status 0: the run is over
 };
 
 /// This machine's worker processes. Used by the one thread that lives as long as they do: they die with it.

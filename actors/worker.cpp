@@ -126,7 +126,7 @@ int wait_for_end(caf::scoped_actor& self, const invitation& in, const work& mine
     const bool let_go = d.source == mine.actor.address() && d.reason == caf::exit_reason::user_shutdown;
     code = let_go ? 0 : 1;
     if (d.source != mine.actor.address()) {
-      std::fprintf(stderr, "the run is gone: this worker ends\n");
+      std::fprintf(stderr, "troupe: the run is gone: this worker ends\n");
       std::_Exit(1); // whatever the actor is at
     }
   };
