@@ -1,3 +1,4 @@
+#include "actors/run.hpp"
 #include "cli/command.hpp"
 #include "cli/layer_map.hpp"
 #include "cli/memory.hpp"
@@ -114,6 +115,7 @@ void print_layout(const validated_run& run) {
 int check(const check_options& options) {
   const config cfg = load_config(options.file, options.overrides);
   const bool used = check_run_directory(cfg);
+  check_placement(cfg);
   const validated_run run = validate_run(cfg);
   std::printf("model\n  %s: %s, %lld layers, %.1f M parameters, %.1f M trained, compute in %s\n", cfg.model.path.c_str(),
               run.model.architecture.c_str(), static_cast<long long>(run.model.n_layers), double(run.n_parameters) / 1e6,

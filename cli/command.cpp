@@ -22,7 +22,10 @@ void add_common_options(CLI::App& app, common_options& options) {
   app.add_option("--dtype", options.dtype_name, "float32 | bfloat16; default: config.json's, else float32");
   app.add_option("--threads", options.threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app.add_option("--isa", options.isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
-  app.add_option("--seed", options.seed, "of every random number");
+  // A number that is parsed as unsigned would take -1 for 2^64 - 1.
+  app.add_option("--seed", options.seed, "of every random number")->check([](const std::string& text) {
+    return text.starts_with('-') ? "--seed " + text + ": it is an integer from 0 to 18446744073709551615" : "";
+  });
 }
 
 std::unique_ptr<compute> make_compute(const common_options& options) {

@@ -1,4 +1,5 @@
 #include "cli/command.hpp"
+#include "cli/interrupt.hpp"
 #include "cli/line_file.hpp"
 #include "cli/requests.hpp"
 #include "core/error.hpp"
@@ -82,6 +83,7 @@ void print_summary(const totals& t) {
 }
 
 int generate(const generate_options& o) {
+  check_output(o.output);
   const auto cfg = load_model_config(o.model);
   check_options(o, cfg);
   if (cfg.head != head_kind::lm)
@@ -100,10 +102,18 @@ int generate(const generate_options& o) {
   for (const auto& line : lines)
     t.prompt_tokens += std::int64_t(line.ids.size());
   const auto begin = std::chrono::steady_clock::now();
-  generate_all(g, make_requests(o, lines), [&](generation_output&& sample) {
+  const interrupt signals;
+  std::int64_t written = 0;
+  const auto write = [&](generation_output&& sample) {
     t.output_tokens += std::int64_t(sample.result.output_ids.size());
     out.write(output_line(sample, lines[sample.id].ids, *tok));
-  });
+    ++written;
+  };
+  const bool all = generate_all(g, make_requests(o, lines), write, [] { return interrupt::received() != 0; });
+  if (!all)
+    throw error{errc::cancelled, "stopped by signal " + std::to_string(interrupt::received()) + ": " + o.output.string() +
+                                     " holds the first " + std::to_string(written) + " of " + std::to_string(t.requests * o.n) +
+                                     " samples, whole lines"};
   t.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   out.close();
   print_summary(t);

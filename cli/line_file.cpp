@@ -1,15 +1,17 @@
 #include "cli/line_file.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <fcntl.h>
 #include <nlohmann/json.hpp>
-#include <system_error>
 #include <unistd.h>
 #include <utility>
 #include <vector>
+
+namespace fs = std::filesystem;
 
 namespace troupe {
 
@@ -40,7 +42,31 @@ void line_file::close() {
 }
 
 void line_file::fail(const char* what) const {
-  throw error{errc::io, std::string(what) + " " + file_.string() + ": " + std::generic_category().message(errno)};
+  throw error{errc::io, std::string(what) + " " + file_.string() + ": " + write_failure(errno)};
+}
+
+void write_lines(const fs::path& file, std::string_view lines) {
+  std::error_code ignored;
+  const auto kind = fs::symlink_status(file, ignored).type();
+  if (kind == fs::file_type::regular || kind == fs::file_type::not_found)
+    return write_file(file, lines);
+  line_file out(file);
+  out.write(lines);
+  out.close();
+}
+
+void check_output(const fs::path& file) {
+  const auto refuse = [&](const std::string& why) { throw error{errc::bad_usage, "--output " + file.string() + ": " + why}; };
+  std::error_code ignored;
+  const auto kind = fs::status(file, ignored).type();
+  if (kind == fs::file_type::directory)
+    refuse("is a directory; a file is wanted");
+  const fs::path dir = file.has_parent_path() ? file.parent_path() : fs::path(".");
+  const bool is_new = kind == fs::file_type::not_found;
+  if (file.filename().empty() || (is_new && !fs::is_directory(dir, ignored)))
+    refuse("there is no directory " + dir.string() + "; make it first");
+  if (access(is_new ? dir.c_str() : file.c_str(), W_OK) != 0)
+    refuse("cannot be written: " + write_failure(errno) + " or name another");
 }
 
 namespace {

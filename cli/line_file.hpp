@@ -24,6 +24,12 @@ private:
   int fd_ = -1;
 };
 
+/// Whole lines at once: a file is the old or the new one, never half; a pipe or a terminal gets them as they are. Throws errc::io.
+void write_lines(const std::filesystem::path& file, std::string_view lines);
+
+/// A result file that cannot be written is wrong usage, said before any work is done. Throws errc::bad_usage; changes nothing.
+void check_output(const std::filesystem::path& file);
+
 /// A JSON list of numbers: ids, or float32 with the 9 digits that bring the same bits back.
 template <class T>
 std::string json_list(const T& values);

@@ -1,11 +1,13 @@
 #include "cli/progress.hpp"
 #include "cli/report.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <ctime>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 namespace troupe {
@@ -36,7 +38,7 @@ train_outputs::train_outputs(const config& cfg, std::int64_t total_steps)
   const std::string path = (run_dir_ / "log.txt").string();
   log_ = std::fopen(path.c_str(), "ae"); // e: the workers open it themselves
   if (log_ == nullptr)
-    throw error(errc::io, path + ": cannot be written: " + std::strerror(errno));
+    throw error(errc::io, path + ": cannot be written: " + write_failure(errno));
 }
 
 train_outputs::~train_outputs() {
@@ -89,7 +91,10 @@ void train_outputs::log(const std::string& line) {
   std::fflush(log_);
 }
 
-void train_outputs::bar(const std::string& text) {
+void train_outputs::bar(std::string text) {
+  winsize size{};
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 && text.size() >= size.ws_col)
+    text.resize(size.ws_col - 1); // a second line could not be erased
   std::fprintf(stderr, "\r\033[K%s", text.c_str());
   std::fflush(stderr);
   bar_shown_ = true;

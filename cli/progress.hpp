@@ -27,7 +27,7 @@ public:
 private:
   using clock = std::chrono::steady_clock;
   double seconds_left(std::uint32_t step) const;
-  void bar(const std::string& text);
+  void bar(std::string text);
   void say(const std::string& line);
 
   std::filesystem::path run_dir_;

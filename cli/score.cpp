@@ -1,4 +1,5 @@
 #include "cli/command.hpp"
+#include "cli/interrupt.hpp"
 #include "cli/line_file.hpp"
 #include "cli/requests.hpp"
 #include "core/error.hpp"
@@ -40,6 +41,7 @@ std::size_t score_some(causal_lm& model, const std::vector<score_line>& lines, s
 }
 
 int score(const score_options& o) {
+  check_output(o.output);
   const auto cfg = load_model_config(o.model);
   if (o.value && cfg.head != head_kind::value)
     throw error{errc::bad_input, "--value: " + cfg.architecture + " of " + o.model.string() + " has no value head; leave it out"};
@@ -52,8 +54,13 @@ int score(const score_options& o) {
   options.compute_type = compute_type(o.common, o.model);
   const auto model = load_model(o.model, options, *where);
   line_file out(o.output);
-  for (std::size_t next = 0; next < lines.size();)
+  const interrupt signals;
+  for (std::size_t next = 0; next < lines.size();) {
+    if (interrupt::received() != 0)
+      throw error{errc::cancelled, "stopped by signal " + std::to_string(interrupt::received()) + ": " + o.output.string() +
+                                       " holds the first " + std::to_string(next) + " of " + std::to_string(lines.size()) + " lines"};
     next = score_some(*model, lines, next, o.value, out);
+  }
   out.close();
   return 0;
 }

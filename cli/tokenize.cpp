@@ -1,6 +1,7 @@
 #include "cli/command.hpp"
+#include "cli/line_file.hpp"
 #include "core/error.hpp"
-#include "core/files.hpp"
+#include "experience/json_lines.hpp"
 #include "model/tokenizer/tokenizer.hpp"
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -21,14 +22,15 @@ struct request {
   std::vector<std::int32_t> ids;
 };
 
-std::vector<std::int32_t> read_ids(const nlohmann::json& value, const std::string& where) {
+std::vector<std::int32_t> read_ids(const json_line& line, const nlohmann::ordered_json& value) {
   if (!value.is_array())
-    throw error(errc::bad_input, where + ": \"ids\" must be an array of ids");
+    line.fail(std::string("\"ids\" must be a list of token ids, found ") + value.type_name());
   std::vector<std::int32_t> ids;
   ids.reserve(value.size());
   for (const auto& id : value) {
     if (!id.is_number_unsigned() || id.get<std::uint64_t>() > std::numeric_limits<std::uint32_t>::max())
-      throw error(errc::bad_input, where + ": ids[" + std::to_string(ids.size()) + "] must be an integer from 0 to 4294967295");
+      line.fail("ids[" + std::to_string(ids.size()) + "] is " + (id.is_structured() ? id.type_name() : id.dump()) +
+                "; it must be an integer from 0 to 4294967295");
     // Ids that no vocabulary reaches are passed over by decode, as all that are out of range.
     const auto number = id.get<std::uint64_t>();
     ids.push_back(number > std::uint64_t(std::numeric_limits<std::int32_t>::max()) ? -1 : static_cast<std::int32_t>(number));
@@ -36,39 +38,32 @@ std::vector<std::int32_t> read_ids(const nlohmann::json& value, const std::strin
   return ids;
 }
 
-request read_request(std::string_view line, bool decode, const std::string& where) {
-  nlohmann::json row;
-  try {
-    row = nlohmann::json::parse(line);
-  } catch (const nlohmann::json::exception& e) {
-    throw error(errc::bad_input, where + ": not JSON: " + e.what());
-  }
-  const char* wanted = decode ? "ids" : "text";
-  if (!row.is_object() || !row.contains(wanted))
-    throw error(errc::bad_input, where + ": must be an object with \"" + wanted + "\"");
+request read_request(const json_line& line, bool decode) {
+  line.at(decode ? "ids" : "text");
   request r;
-  for (const auto& [key, value] : row.items()) {
+  for (const auto& [key, value] : line.value.items()) {
     if (decode && key == "ids")
-      r.ids = read_ids(value, where);
+      r.ids = read_ids(line, value);
     else if (!decode && key == "text" && value.is_string())
       r.text = value.get<std::string>();
     else if (!decode && key == "add_special_tokens" && value.is_boolean())
       r.add_special_tokens = value.get<bool>();
     else if (!decode && (key == "text" || key == "add_special_tokens"))
-      throw error(errc::bad_input,
-                  where + ": \"" + key + "\" must be a " + (key == "text" ? "string" : "boolean") + ", not " + value.type_name());
+      line.fail("\"" + key + "\" must be a " + (key == "text" ? "string" : "boolean") + ", found " + value.type_name());
     else
-      throw error(errc::bad_input, where + ": unknown key \"" + key + "\"; known: " + (decode ? "ids" : "text, add_special_tokens"));
+      line.fail("unknown key " + json_text(key) + "; known are " + (decode ? "ids" : "text, add_special_tokens"));
   }
   return r;
 }
 
 int tokenize(const tokenize_options& options) {
+  check_output(options.output);
   const auto tok = tokenizer::load(options.model);
   std::vector<request> requests;
-  for_each_line(options.input, [&](std::size_t number, std::string_view line) {
-    requests.push_back(read_request(line, options.decode, options.input.string() + ":" + std::to_string(number)));
-  });
+  for_each_json_line(options.input, [&](const json_line& line) { requests.push_back(read_request(line, options.decode)); });
+  if (requests.empty())
+    throw error(errc::bad_input, options.input.string() + ": no line; one JSON object a line is wanted, such as " +
+                                     (options.decode ? R"({"ids": [1, 2]})" : R"({"text": "..."})"));
   std::string out;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     const auto& r = requests[i];
@@ -79,7 +74,7 @@ int tokenize(const tokenize_options& options) {
       row["ids"] = tok->encode(r.text, r.add_special_tokens);
     out += row.dump() + "\n";
   }
-  write_file(options.output, out);
+  write_lines(options.output, out);
   return 0;
 }
 

@@ -63,15 +63,44 @@ std::int64_t step_to_resume(const config& cfg) {
   return newest ? checkpoint_step(*newest).value_or(0) : 0;
 }
 
-/// Later steps are done again: their checkpoints would be taken for newer ones.
+/// Later steps are done again: their checkpoints would be taken for newer ones. They go when the one that is named is seen to be whole.
 void remove_later_checkpoints(const config& cfg, std::int64_t step) {
+  verify_sealed(cfg.run.resume);
   std::vector<fs::path> later;
   for (const auto& entry : fs::directory_iterator(cfg.run_dir() / "checkpoints")) {
     if (checkpoint_step(entry.path()).value_or(0) > step)
       later.push_back(entry.path());
   }
-  for (const auto& dir : later)
-    fs::remove_all(dir);
+  for (const auto& dir : later) {
+    std::error_code failed;
+    fs::remove_all(dir, failed);
+    if (failed)
+      throw error(errc::bad_config,
+                  "run.resume: the later checkpoint " + dir.string() + " cannot be removed: " + write_failure(failed.value()));
+  }
+}
+
+/// The directory of a run that was refused as it began is left as it was found.
+void remove_unbegun(const fs::path& dir) {
+  std::error_code ignored;
+  if (fs::exists(dir / "metrics.jsonl", ignored))
+    return;
+  fs::remove(dir / "config.toml", ignored);
+  fs::remove(dir / "log.txt", ignored);
+  fs::remove(dir, ignored); // if it is empty
+}
+
+/// What a run that begins writes first. A directory that takes no files is wrong usage, and is left as it was.
+std::unique_ptr<train_outputs> open_outputs(const config& cfg, bool used, std::int64_t total_steps) {
+  const fs::path dir = cfg.run_dir();
+  try {
+    write_file(dir / "config.toml", to_toml(cfg));
+    return std::make_unique<train_outputs>(cfg, total_steps);
+  } catch (const error& e) {
+    if (!used)
+      remove_unbegun(dir);
+    throw error(errc::bad_config, "run.dir = \"" + dir.string() + "\": " + e.what() + ", or name another");
+  }
 }
 
 void check_memory(const validated_run& run) {
@@ -102,6 +131,7 @@ int train(const train_options& options) {
   const config cfg = read_config(options);
   const bool used = check_run_directory(cfg);
   check_placement(cfg);
+  check_listen(cfg);
   validated_run run = validate_run(cfg);
   check_memory(run);
   const run_inputs inputs = make_inputs(options, run);
@@ -113,14 +143,18 @@ int train(const train_options& options) {
   }
   if (names_checkpoint(cfg))
     remove_later_checkpoints(cfg, step);
-  write_file(cfg.run_dir() / "config.toml", to_toml(cfg));
-  train_outputs outputs(cfg, run.total_steps);
+  const auto outputs = open_outputs(cfg, used, run.total_steps);
   for (const auto& warning : run.warnings)
-    outputs.log("warning: " + warning);
+    outputs->log("warning: " + warning);
   try {
-    run_training(inputs, outputs);
+    run_training(inputs, *outputs);
   } catch (const error& e) {
-    outputs.log(e.what());
+    outputs->log(e.what());
+    outputs->close();
+    if (!used && exit_code(e.code()) == 2)
+      remove_unbegun(cfg.run_dir());
+    if (e.code() == errc::io)
+      throw error(e.code(), std::string(e.what()) + "; started again, the run goes on from its last checkpoint");
     throw;
   }
   write_report(cfg.run_dir());

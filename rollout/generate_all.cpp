@@ -32,7 +32,8 @@ private:
 
 } // namespace
 
-void generate_all(generator& g, std::vector<generation_request> requests, const std::function<void(generation_output&&)>& done) {
+bool generate_all(generator& g, std::vector<generation_request> requests, const std::function<void(generation_output&&)>& done,
+                  const std::function<bool()>& stop) {
   std::vector<std::int64_t> samples;
   for (const auto& r : requests)
     samples.push_back(r.n);
@@ -46,11 +47,14 @@ void generate_all(generator& g, std::vector<generation_request> requests, const 
       g.add(std::move(requests[next]));
       under_way += samples[next];
     }
+    if (stop && stop())
+      return false;
     for (auto& o : g.step()) {
       --under_way;
       order.add(std::move(o));
     }
   }
+  return true;
 }
 
 } // namespace troupe
