@@ -1,58 +1,10 @@
-#include "tests/run/tiny_run.hpp"
+#include "tests/run/run_fixture.hpp"
 #include <csignal>
 #include <fstream>
-#include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 namespace troupe {
 namespace {
-
-using namespace std::chrono_literals;
-
-constexpr auto whole_run = 240s; // generous: a loaded machine
-
-struct run_files : ::testing::Test {
-  static tiny_world& world() {
-    static tiny_world w;
-    return w;
-  }
-  static std::vector<std::string> arguments(const std::string& name, const std::vector<std::string>& settings) {
-    std::vector<std::string> out = {
-        "train", world().config().string(), "--threads", "1", "--set", "run.dir=" + world().run_dir(name).string()};
-    for (const auto& s : settings)
-      out.insert(out.end(), {"--set", s});
-    return out;
-  }
-  static program start(const std::string& name, const std::vector<std::string>& settings = {}) {
-    return program(arguments(name, settings), world().run_dir(name + "-output"));
-  }
-  static std::vector<std::string> processes(int rollouts) {
-    return {"placement.processes=true", "rollout.actors=" + std::to_string(rollouts)};
-  }
-  /// What every run must end with: the weights of the undisturbed one-process run.
-  static const std::string& wanted() {
-    static const std::string weights = [] {
-      auto p = start("reference");
-      EXPECT_EQ(p.wait(whole_run), 0) << p.err();
-      return final_weights(world().run_dir("reference"));
-    }();
-    return weights;
-  }
-  static void expect_whole(const std::string& name) {
-    ASSERT_FALSE(wanted().empty());
-    EXPECT_TRUE(final_weights(world().run_dir(name)) == wanted()) << name << ": other weights than the one-process run";
-    std::vector<int> steps(tiny_steps + 1);
-    std::iota(steps.begin(), steps.end(), 0);
-    EXPECT_EQ(recorded_steps(world().run_dir(name)), steps);
-  }
-  static bool reaches(const std::string& name, int step) {
-    return until([&] {
-      const auto steps = recorded_steps(world().run_dir(name));
-      return !steps.empty() && steps.back() >= step;
-    });
-  }
-};
 
 /// Of exact/logprob_diff_max, over the steps that have it; -1 when none has.
 double largest_difference(const std::filesystem::path& run_dir) {
@@ -122,7 +74,6 @@ TEST_F(run_files, PlacementThatCannotBeIsRefused) {
   const std::vector<std::pair<std::vector<std::string>, std::string>> cases = {
       {{"placement.processes=true", "weightsync.channel=shared"}, "weightsync.channel"},
       {{"weightsync.channel=zmq"}, "weightsync.channel"},
-      {{"rollout.actors=2"}, "rollout.actors"},
       {{"placement.processes=true", "placement.listen=\"0.0.0.0:0\""}, "no certificates"},
       {{"placement.processes=true", "placement.listen=\"127.0.0.1:99999\""}, "placement.listen"},
   };
@@ -153,6 +104,14 @@ TEST_F(run_files, ProcessesMakeTheSameBits) {
     EXPECT_EQ(joined(world().run_dir(name), "rollout").size(), std::size_t(rollouts));
     expect_whole(name);
   }
+}
+
+TEST_F(run_files, RolloutsOfOneProcessMakeTheSameBits) {
+  const std::string name = "three-rollouts";
+  auto p = start(name, {"rollout.actors=3"});
+  ASSERT_EQ(p.wait(whole_run), 0) << p.err();
+  EXPECT_EQ(joined(world().run_dir(name), "rollout").size(), 3u);
+  expect_whole(name);
 }
 
 /// A worker of a role meets its fate in the middle of the run; another takes its place.

@@ -2,12 +2,16 @@
 #include "core/files.hpp"
 #include "core/random.hpp"
 #include "model/weights/safetensors.hpp"
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <fcntl.h>
 #include <fstream>
+#include <linux/capability.h>
 #include <nlohmann/json.hpp>
 #include <sstream>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
@@ -172,20 +176,59 @@ void tiny_world::write_config() const {
 
 // ---- processes ----
 
-program::program(const std::vector<std::string>& arguments, const fs::path& output) : output_(output) {
+namespace {
+
+/// The test's environment with some variables added or replaced.
+std::vector<std::string> environment_with(const std::vector<std::string>& changes) {
+  std::vector<std::string> out = changes;
+  for (char** e = environ; *e != nullptr; ++e) {
+    const std::string_view name = std::string_view(*e).substr(0, std::string_view(*e).find('=') + 1);
+    if (std::none_of(changes.begin(), changes.end(), [&](const std::string& c) { return c.starts_with(name); }))
+      out.emplace_back(*e);
+  }
+  return out;
+}
+
+std::vector<char*> pointers(std::vector<std::string>& strings) {
+  std::vector<char*> out;
+  for (auto& s : strings)
+    out.push_back(s.data());
+  out.push_back(nullptr);
+  return out;
+}
+
+/// In the child; nothing here allocates.
+void enter(const surroundings& around) {
+  if (around.largest_file > 0) {
+    const rlimit most{around.largest_file, around.largest_file};
+    setrlimit(RLIMIT_FSIZE, &most);
+  }
+  if (around.obeys_permissions) {
+    prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE); // root's alone; others do not have it, and may not call this
+    prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH);
+  }
+}
+
+} // namespace
+
+program::program(const std::vector<std::string>& arguments, const fs::path& output, const surroundings& around) : output_(output) {
+  const std::string out = output.string() + ".out", err = output.string() + ".err";
+  std::vector<std::string> words = {TROUPE_PROGRAM}, variables = environment_with(around.environment);
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv = pointers(words), env = pointers(variables);
   pid_ = fork();
   if (pid_ != 0)
     return;
-  const auto open_for = [&](const char* ending, int fd) {
-    dup2(open((output_.string() + ending).c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), fd);
-  };
-  open_for(".out", 1);
-  open_for(".err", 2);
-  std::vector<char*> argv = {const_cast<char*>(TROUPE_PROGRAM)};
-  for (const auto& a : arguments)
-    argv.push_back(const_cast<char*>(a.c_str()));
-  argv.push_back(nullptr);
-  execv(TROUPE_PROGRAM, argv.data());
+  dup2(open(around.input.c_str(), O_RDONLY), 0);
+  dup2(open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), 1);
+  dup2(open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), 2);
+  enter(around);
+  if (around.instead != nullptr) {
+    const int code = around.instead(int(words.size()), argv.data());
+    std::fflush(nullptr);
+    _exit(code);
+  }
+  execve(TROUPE_PROGRAM, argv.data(), env.data());
   _exit(127);
 }
 
@@ -239,6 +282,8 @@ std::vector<pid_t> joined(const fs::path& run_dir, const std::string& role) {
   }
   return out;
 }
+
+std::size_t n_lines(const std::string& text) { return std::size_t(std::count(text.begin(), text.end(), '\n')); }
 
 std::string file_bytes(const fs::path& file) {
   std::ifstream in(file, std::ios::binary);

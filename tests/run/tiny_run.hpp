@@ -30,10 +30,20 @@ private:
 
 inline constexpr int tiny_steps = 24;
 
+/// What a program is started with, its arguments aside.
+struct surroundings {
+  std::filesystem::path input = "/dev/null"; // stdin
+  std::vector<std::string> environment;      // "NAME=value", instead of or beside the test's own
+  std::uint64_t largest_file = 0;            // bytes; writing past them fails. 0: no limit
+  bool obeys_permissions = false;            // also when the user is root
+  int (*instead)(int,
+                 char**) = nullptr; // called in a child of this process, which saves the program's loading; the environment is the test's
+};
+
 /// The real program as a child process; stdout and stderr go to files.
 class program {
 public:
-  program(const std::vector<std::string>& arguments, const std::filesystem::path& output);
+  program(const std::vector<std::string>& arguments, const std::filesystem::path& output, const surroundings& around = {});
   ~program(); // kills what still runs
   program(const program&) = delete;
   program& operator=(const program&) = delete;
@@ -53,6 +63,7 @@ private:
   std::filesystem::path output_;
 };
 
+std::size_t n_lines(const std::string& text);
 /// The steps in metrics.jsonl, in order; a half-written last line is left out.
 std::vector<int> recorded_steps(const std::filesystem::path& run_dir);
 /// Pids of the workers of a role that joined, in order, as log.txt says.
