@@ -22,8 +22,12 @@ void add_common_options(CLI::App& app, common_options& options) {
   app.add_option("--dtype", options.dtype_name, "float32 | bfloat16; default: config.json's, else float32");
   app.add_option("--threads", options.threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app.add_option("--isa", options.isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
-  // A number that is parsed as unsigned would take -1 for 2^64 - 1.
-  app.add_option("--seed", options.seed, "of every random number")->check([](const std::string& text) {
+  add_seed(app, options.seed, "of every random number");
+}
+
+void add_seed(CLI::App& app, std::uint64_t& seed, const std::string& help) {
+  // What is parsed as unsigned takes -1 for 2^64 - 1.
+  app.add_option("--seed", seed, help)->check([](const std::string& text) {
     return text.starts_with('-') ? "--seed " + text + ": it is an integer from 0 to 18446744073709551615" : "";
   });
 }

@@ -25,6 +25,8 @@ struct common_options {
   std::uint64_t seed = 0;
 };
 void add_common_options(CLI::App& app, common_options& options);
+/// --seed N, 0 to 2^64 - 1.
+void add_seed(CLI::App& app, std::uint64_t& seed, const std::string& help);
 std::unique_ptr<compute> make_compute(const common_options& options);
 /// The compute type asked for, else what the model's config.json declares, else float32.
 dtype compute_type(const common_options& options, const std::filesystem::path& model_dir);

@@ -1,6 +1,7 @@
 #include "model/weights/convert.hpp"
 #include "cli/command.hpp"
 #include "core/error.hpp"
+#include "learner/checkpoint.hpp"
 #include <cstdio>
 #include <optional>
 
@@ -22,9 +23,28 @@ dtype dtype_from_option(const std::string& name) {
 
 void print_conversion(const conversion& done, const std::string& target, const std::string& types) {
   for (const auto& line : done.passed_over)
-    std::fprintf(stderr, "troupe: %s\n", line.c_str());
+    std::printf("%s\n", line.c_str());
   std::fprintf(stderr, "%s -> %s: %zu tensors, %.1f million parameters, %s\n", done.source.string().c_str(), target.c_str(), done.tensors,
                double(done.parameters) / 1e6, types.c_str());
+}
+
+/// convert_hf of what is whole to the last bit: a run's newest such checkpoint, or the checkpoint that is named.
+conversion convert_whole(const std::filesystem::path& source, const std::filesystem::path& target, dtype type) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  std::vector<std::string> passed_over;
+  fs::path from = source;
+  if (fs::exists(source / "checksums.json", ignored)) {
+    verify_sealed(source);
+  } else if (!fs::exists(source / "config.json", ignored) && fs::exists(source / "checkpoints", ignored)) {
+    const auto newest = newest_whole_checkpoint(source, [&](const std::string& line) { passed_over.push_back(line); });
+    if (!newest && !passed_over.empty())
+      throw error(errc::bad_input, (source / "checkpoints").string() + " holds no whole checkpoint: " + passed_over.front());
+    from = newest.value_or(source);
+  }
+  auto done = convert_hf(from, target, type);
+  done.passed_over.insert(done.passed_over.begin(), passed_over.begin(), passed_over.end());
+  return done;
 }
 
 int run_convert(const convert_options& options, converter convert) {
@@ -52,7 +72,7 @@ void add_split(CLI::App& convert, action& chosen) {
   app->add_option("CONFIG.json", o->config, "a split model's configuration, with path8b and path70b")->required();
   app->add_option("DIR", o->target, "directory to write; must not exist or be empty")->required();
   app->add_option("--dtype", o->dtype_name, "float32 | bfloat16; default: every tensor keeps its source's");
-  app->add_option("--seed", o->seed, "of adapter_init = \"normal\" and of a new value head")->capture_default_str();
+  add_seed(*app, o->seed, "of adapter_init = \"normal\" and of a new value head");
   app->callback([&chosen, o] {
     chosen = [o] {
       std::optional<dtype> type;
@@ -108,7 +128,7 @@ void add_convert(CLI::App& root, action& chosen) {
   auto* convert = root.add_subcommand("convert", "between model formats");
   convert->require_subcommand(1);
   add_conversion(*convert, chosen, "gguf", "SRC.gguf", "a GGUF file of the Llama family to a Hugging Face directory", convert_gguf);
-  add_conversion(*convert, chosen, "hf", "RUN_OR_CHECKPOINT", "a trained checkpoint to a Hugging Face directory", convert_hf);
+  add_conversion(*convert, chosen, "hf", "RUN_OR_CHECKPOINT", "a trained checkpoint to a Hugging Face directory", convert_whole);
   add_split(*convert, chosen);
   add_join(*convert, chosen);
   add_shard(*convert, chosen);

@@ -200,6 +200,21 @@ TEST_F(command_files, ConvertedModelsGenerate) {
   EXPECT_LT(fs::file_size(dir() / "from-run-half/model.safetensors"), fs::file_size(dir() / "from-run/model.safetensors") * 6 / 10);
 }
 
+TEST_F(command_files, DamagedCheckpointIsNotConverted) {
+  result({"train", "DIR/run.toml", "--threads", "1", "--set", "run.dir=DIR/hurt", "--set", "run.total_steps=2", "--set", "run.test_freq=0",
+          "--set", "run.save_freq=1"});
+  const auto hurt = dir() / "hurt/checkpoints/step-000002/model.safetensors";
+  std::string bytes = file_bytes(hurt);
+  bytes[bytes.size() - 5] ^= 1;
+  std::ofstream(hurt, std::ios::binary) << bytes;
+  EXPECT_NE(result({"convert", "hf", "DIR/hurt", "DIR/from-hurt"}).find("step-000002 is passed over"), std::string::npos);
+  EXPECT_EQ(file_bytes(dir() / "from-hurt/config.json").empty(), false);
+  auto p = start({"convert", "hf", "DIR/hurt/checkpoints/step-000002", "DIR/from-step-2"});
+  EXPECT_EQ(p.wait(deadline), 2);
+  EXPECT_NE(p.err().find(hurt.string() + ": damaged"), std::string::npos) << p.err();
+  EXPECT_FALSE(fs::exists(dir() / "from-step-2"));
+}
+
 TEST_F(command_files, HelpAndVersionAreResults) {
   EXPECT_EQ(result({"--version"}), "troupe 0.1.0\n");
   for (const words& ask : {words{"--help"}, words{"generate", "--help"}, words{"convert", "gguf", "--help"}})

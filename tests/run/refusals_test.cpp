@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
 namespace troupe {
 namespace {
@@ -362,6 +363,108 @@ TEST_F(refusals, WrongGgufFilesAreNamedAndLeaveNothing) {
       {"used target of hf", {"convert", "hf", "DIR/model", "DIR/full-dir"}, {"DIR/full-dir", "must not exist or be empty"}},
   });
   EXPECT_EQ(std::distance(fs::directory_iterator(dir() / "full-dir"), fs::directory_iterator()), 1);
+}
+
+// ---- wrong configurations and data ----
+
+const words train_it = {"train", "DIR/run.toml", "--threads", "1", "--set", "run.dir=DIR/results/run"};
+
+TEST_F(refusals, WrongValuesAreNamedWithTheirKeys) {
+  const std::vector<std::pair<words, words>> settings = {
+      {{"rollout.nn=4"}, {"rollout.nn", "unknown key", "rollout.n"}},
+      {{"rollout.n=0"}, {"rollout.n", "1"}},
+      {{"rollout.n=many"}, {"rollout.n", "many"}},
+      {{"rollout.n=1.5"}, {"rollout.n", "1.5"}},
+      {{"rollout.n"}, {"rollout.n", "--set"}},
+      {{"=4"}, {"--set"}},
+      {{"run.total_epochs=1"}, {"run.total_epochs", "run.total_steps"}},
+      {{"run.mode=asink"}, {"run.mode", "asink", "async"}},
+      {{"reward.function=judge"}, {"reward.function", "judge", "exact_match"}},
+      {{"data.train_batch_size=36"}, {"data.train_batch_size", "36", "34"}},
+      {{"data.max_response_length=400"}, {"data.max_response_length", "max_position_embeddings = 256"}},
+      {{"learner.ppo_mini_batch_size=3"}, {"learner.ppo_mini_batch_size", "3", "8"}},
+      {{"model.trainable=[\"nothing.*\"]"}, {"model.trainable", "nothing.*"}},
+      {{"model.path=DIR/none"}, {"model.path", "DIR/none"}},
+      {{"weightsync.channel=nccl"}, {"weightsync.channel", "nccl"}},
+      {{"weightsync.channel=zmq"}, {"weightsync.channel", "placement.processes"}},
+      {{"placement.processes=true", "placement.listen=\"0.0.0.0:0\""}, {"placement.listen", "certificates"}},
+      {{"placement.local_workers=-1"}, {"placement.local_workers"}},
+      {{"run.resume=DIR/none"}, {"run.resume", "DIR/none"}},
+      {{"run.dir=DIR/run.toml"}, {"run.dir", "DIR/run.toml", "not a directory"}},
+      {{"learner.optim.lr=nan"}, {"learner.optim.lr"}},
+  };
+  for (const auto& [values, parts] : settings) {
+    words set;
+    for (const auto& v : values)
+      set = set + words{"--set", v};
+    expect_refusals(
+        {{"train " + values.back(), train_it + set, parts}, {"check " + values.back(), words{"check", "DIR/run.toml"} + set, parts}});
+  }
+  expect_refusals({
+      {"eval without rows", {"eval", "DIR/run.toml", "--set", "data.val_files=[]"}, {"data.val_files"}},
+      {"device", train_it + words{"--device", "cuda"}, {"--device cuda"}},
+      {"isa", train_it + words{"--isa", "avx9"}, {"avx9", "avx2"}},
+  });
+}
+
+TEST_F(refusals, WrongConfigurationFilesAreNamedWithLineAndColumn) {
+  const std::string good = file_bytes(world().config());
+  const auto inserted = [&](const std::string& after, const std::string& line) {
+    std::string text = good;
+    text.insert(text.find(after) + after.size(), line);
+    return text;
+  };
+  const std::vector<std::tuple<std::string, std::string, words>> files = {
+      {"syntax", inserted("[run]\n", "name 3\n"), {":2:"}},
+      {"duplicate", inserted("[run]\n", "seed = 4\n"), {"seed", ":4:"}},
+      {"unknown key", inserted("[run]\n", "sead = 4\n"), {":2:1", "run.sead", "nearest known key: run.seed"}},
+      {"unknown table", good + "[lerner]\nn = 1\n", {"lerner"}},
+      {"another system's key", inserted("[rollout]\n", "num_generations = 4\n"), {":16:1", "rollout.n"}},
+      {"wrong type", inserted("[run]\n", "test_freq_ = 1\n"), {":2:1", "run.test_freq"}},
+      {"not UTF-8", "[run]\nname = \"\xff\"\n", {":2:"}},
+      {"empty", "", {"model.path"}},
+  };
+  for (const auto& [name, text, parts] : files) {
+    put("bad.toml", text);
+    expect_refusals({{"check " + name, {"check", "DIR/bad.toml"}, words{"DIR/bad.toml"} + parts},
+                     {"train " + name, {"train", "DIR/bad.toml", "--set", "run.dir=DIR/results/run"}, words{"DIR/bad.toml"} + parts}});
+  }
+}
+
+TEST_F(refusals, WrongDataIsNamedWithFileAndLine) {
+  const std::vector<std::pair<std::string, words>> lines = {
+      {"{\"prompt\": ", {"not JSON"}},
+      {"[]", {"object", "array"}},
+      {R"({"answer": "1"})", {"no key \"prompt\""}},
+      {R"({"prompt": "a"})", {"no key \"answer\""}},
+      {R"({"prompt": 1, "answer": ""})", {"\"prompt\" must be a string or a list of messages"}},
+      {R"({"prompt": "", "answer": ""})", {"no token"}},
+      {R"({"prompt": "a", "answer": null})", {"\"answer\" is null"}},
+      {R"({"prompt": "a", "answer": [1]})", {"\"answer\" must be"}},
+      {R"({"prompt": "a", "answer": " 1"})", {"white space"}},
+      {R"({"prompt": [{"role": "user", "content": "a"}], "answer": ""})", {"chat template"}},
+      {R"({"prompt": "seventeen letters", "answer": ""})", {"17 tokens", "data.max_prompt_length is 16"}},
+  };
+  const std::string good = "{\"prompt\": \"a\", \"answer\": \"\"}\n";
+  for (const auto& [line, parts] : lines) {
+    put("bad.jsonl", good + "\n" + line + "\n" + good);
+    const words all = words{"DIR/bad.jsonl:3: "} + parts;
+    expect_refusals({
+        {"train " + line, train_it + words{"--set", "data.train_files=[\"DIR/bad.jsonl\"]"}, all},
+        {"check " + line, {"check", "DIR/run.toml", "--set", "data.val_files=[\"DIR/bad.jsonl\"]"}, all},
+        {"eval " + line, {"eval", "DIR/run.toml", "--set", "data.val_files=[\"DIR/bad.jsonl\"]"}, all},
+    });
+  }
+  put("empty.jsonl", "\n");
+  for (const char* key : {"data.train_files", "data.val_files"})
+    expect_refusals({
+        {std::string("empty ") + key,
+         train_it + words{"--set", std::string(key) + "=[\"DIR/empty.jsonl\"]"},
+         {"DIR/empty.jsonl", "no rows"}},
+        {std::string("missing ") + key,
+         train_it + words{"--set", std::string(key) + "=[\"DIR/none.jsonl\"]"},
+         {"DIR/none.jsonl", "No such file"}},
+    });
 }
 
 } // namespace
