@@ -365,6 +365,29 @@ TEST_F(refusals, WrongGgufFilesAreNamedAndLeaveNothing) {
   EXPECT_EQ(std::distance(fs::directory_iterator(dir() / "full-dir"), fs::directory_iterator()), 1);
 }
 
+TEST_F(refusals, WrongSourcesOfOtherConversionsAreNamedAndLeaveNothing) {
+  make_wrong_models();
+  put("broken.json", "{");
+  put("no-paths.json", R"({"architectures": ["CustomSplitLLamaForCausalLM"], "num_layers_8": 1, "num_layers_70": 1})");
+  put("no-model.json",
+      placed(R"({"architectures": ["CustomSplitLLamaForCausalLM"], "model_type": "custom_split_llama", "path8b": "DIR/none",
+    "path70b": "DIR/model", "num_layers_8": 1, "num_layers_70": 1, "vocab_size": 272, "mlp": false})"));
+  const std::string target = "DIR/results/new";
+  expect_refusals({
+      {"split of nothing", {"convert", "split", "DIR/none.json", target}, {"DIR/none.json", "No such file"}},
+      {"split of no JSON", {"convert", "split", "DIR/broken.json", target}, {"DIR/broken.json"}},
+      {"split without paths", {"convert", "split", "DIR/no-paths.json", target}, {"DIR/no-paths.json", "path8b"}},
+      {"split without a model", {"convert", "split", "DIR/no-model.json", target}, {"DIR/none"}},
+      {"split's seed", {"convert", "split", "DIR/no-model.json", target, "--seed", "-1"}, {"--seed"}},
+      {"shard of nothing", {"convert", "shard", "DIR/none", target, "--tp", "2"}, {"DIR/none"}},
+      {"shard in no parts", {"convert", "shard", "DIR/model", target, "--tp", "0"}, {"--tp"}},
+      {"shard in parts that heads do not make", {"convert", "shard", "DIR/model", target, "--tp", "3"}, {"3"}},
+      {"shard of cut weights", {"convert", "shard", "DIR/cut-weights", target, "--tp", "2"}, {"DIR/cut-weights/model.safetensors"}},
+      {"join of nothing", {"convert", "join", "DIR/none", target}, {"DIR/none"}},
+      {"join of a whole model", {"convert", "join", "DIR/model", target}, {"DIR/model"}},
+  });
+}
+
 // ---- wrong configurations and data ----
 
 const words train_it = {"train", "DIR/run.toml", "--threads", "1", "--set", "run.dir=DIR/results/run"};
