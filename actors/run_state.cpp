@@ -309,8 +309,9 @@ bool run_state::save_due() const {
 
 void run_state::stop(time_point now) {
   stop_ = true;
-  const bool nothing_under_way = phase_ == phase::joining || phase_ == phase::restoring || (phase_ == phase::validating && !step_open_);
-  if (nothing_under_way)
+  if (phase_ == phase::joining || phase_ == phase::restoring)
+    return finish(errc::cancelled, "stopped before a step began; start it again to go on");
+  if (phase_ == phase::validating && !step_open_)
     begin_step(now);
 }
 

@@ -94,7 +94,7 @@ T integer(const json_line& line, const char* key, const json& value) {
 template <class T>
 T real(const json_line& line, const char* key, const json& value) {
   if (!value.is_number() || !std::isfinite(value.get<T>()))
-    line.fail(std::string("\"") + key + "\" must be a finite number, found " + value.dump());
+    line.fail("\"" + std::string(key) + "\" must be a finite number, found " + value.dump());
   return value.get<T>();
 }
 

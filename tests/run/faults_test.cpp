@@ -191,22 +191,16 @@ TEST_F(run_files, DirectoryThatBecomesReadOnlyEndsTheRunWhichGoesOnLater) {
 // ---- going on ----
 
 TEST_F(run_files, LongerRunIsTheOneOfThatLength) {
-  for (const bool in_processes : {false, true}) {
-    const std::string name = in_processes ? "longer-processes" : "longer";
-    SCOPED_TRACE(name);
-    auto settings = in_processes ? processes(1) : std::vector<std::string>{};
-    settings.emplace_back("run.total_steps=12");
-    auto p = start(name, settings);
-    ASSERT_EQ(p.wait(whole_run), 0) << p.err();
-    EXPECT_TRUE(fs::exists(world().run_dir(name) / "checkpoints/step-000012"));
-    settings.pop_back();
-    auto more = arguments(name, settings);
-    more.insert(more.end(), {"--resume", "auto"});
-    program again(more, world().run_dir(name + "-output"));
-    ASSERT_EQ(again.wait(whole_run), 0) << again.err();
-    EXPECT_NE(again.out().find("going on after step 12"), std::string::npos) << again.out();
-    expect_whole(name);
-  }
+  const std::string name = "longer";
+  auto p = start(name, {"run.total_steps=12"});
+  ASSERT_EQ(p.wait(whole_run), 0) << p.err();
+  EXPECT_TRUE(fs::exists(world().run_dir(name) / "checkpoints/step-000012"));
+  auto more = arguments(name, {});
+  more.insert(more.end(), {"--resume", "auto"});
+  program again(more, world().run_dir(name + "-output"));
+  ASSERT_EQ(again.wait(whole_run), 0) << again.err();
+  EXPECT_NE(again.out().find("going on after step 12"), std::string::npos) << again.out();
+  expect_whole(name);
 }
 
 TEST_F(run_files, DamagedCheckpointThatIsNamedCostsNoOther) {

@@ -105,6 +105,15 @@ TEST_F(joined_runs, WorkersOfADeadRunEnd) {
   EXPECT_NE(late->err().find("--join " + where + ": cannot connect"), std::string::npos) << late->err();
 }
 
+TEST_F(joined_runs, SignalEndsTheWaitForWorkers) {
+  const std::string name = "lonely";
+  auto p = start(name, by_hand(1, 0));
+  address(name);
+  p.signal(SIGINT);
+  EXPECT_EQ(p.wait(whole_run), 1);
+  EXPECT_EQ(p.err(), "troupe: stopped before a step began; start it again to go on\n");
+}
+
 // ---- versions ----
 
 std::string secret_of(const std::string& where) {
