@@ -3,6 +3,7 @@
 #include "core/random.hpp"
 #include "model/weights/safetensors.hpp"
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <fcntl.h>
@@ -13,6 +14,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <system_error>
 #include <thread>
 #include <unistd.h>
 
@@ -217,7 +219,9 @@ program::program(const std::vector<std::string>& arguments, const fs::path& outp
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv = pointers(words), env = pointers(variables);
   pid_ = fork();
-  if (pid_ != 0)
+  if (pid_ < 0)
+    throw std::system_error(errno, std::generic_category(), "fork");
+  if (pid_ > 0)
     return;
   dup2(open(around.input.c_str(), O_RDONLY), 0);
   dup2(open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), 1);
