@@ -11,7 +11,7 @@ template <class T>
 class inbox {
 public:
   /// Called after every push, on the pusher's thread: wakes the actor. At once for what was pushed before the actor was there.
-  void on_push(std::function<void()> wake) {
+  void on_push(const std::function<void()>& wake) {
     bool waiting = false;
     {
       const std::lock_guard lock(mutex_);

@@ -280,5 +280,19 @@ TEST_F(reward_in_a_run, StepWithoutAnyGroupFails) {
   EXPECT_TRUE(host->recorded.empty());
 }
 
+TEST(inbox, WakesAlsoForWhatCameBeforeTheActor) {
+  inbox<int> box;
+  int woken = 0;
+  box.on_push([&] { ++woken; });
+  EXPECT_EQ(woken, 0);
+  box.push(1);
+  EXPECT_EQ(woken, 1);
+  inbox<int> early;
+  early.push(1);
+  early.on_push([&] { ++woken; });
+  EXPECT_EQ(woken, 2);
+  EXPECT_EQ(early.take(), std::vector<int>{1});
+}
+
 } // namespace
 } // namespace troupe
