@@ -1,7 +1,9 @@
 #include "model/weights/convert.hpp"
 #include "cli/command.hpp"
+#include "cli/fit.hpp"
 #include "core/error.hpp"
 #include "learner/checkpoint.hpp"
+#include "model/compute.hpp"
 #include <cstdio>
 #include <optional>
 
@@ -66,6 +68,8 @@ void add_split(CLI::App& convert, action& chosen) {
   struct options {
     std::string config, target, dtype_name;
     std::uint64_t seed = 0;
+    fit_command fit;
+    int threads = 0;
   };
   auto* app = convert.add_subcommand("split", "two models and an adapter to one split checkpoint");
   auto o = std::make_shared<options>();
@@ -73,12 +77,24 @@ void add_split(CLI::App& convert, action& chosen) {
   app->add_option("DIR", o->target, "directory to write; must not exist or be empty")->required();
   app->add_option("--dtype", o->dtype_name, "float32 | bfloat16; default: every tensor keeps its source's");
   add_seed(*app, o->seed, "of adapter_init = \"normal\" and of a new value head");
+  app->add_option("--fit-text", o->fit.text, "with adapter_init = \"fit\": the text to fit the adapter to, UTF-8");
+  app->add_option("--fit-tokens", o->fit.tokens, "at most so many tokens of it")->capture_default_str()->check(CLI::Range(1, 1 << 30));
+  app->add_option("--fit-length", o->fit.sequence_length, "tokens of one sequence")->capture_default_str()->check(CLI::Range(2, 1 << 20));
+  app->add_option("--fit-ridge", o->fit.ridge, "relative to the mean second moment of the inputs")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  app->add_option("--threads", o->threads, "threads of the fit; 0: one a core")->check(CLI::Range(0, 4096));
   app->callback([&chosen, o] {
     chosen = [o] {
       std::optional<dtype> type;
       if (!o->dtype_name.empty())
         type = dtype_from_option(o->dtype_name);
-      const auto done = convert_split(o->config, o->target, type, o->seed);
+      std::optional<new_adapter> fitted;
+      if (!o->fit.text.empty()) {
+        compute where(o->threads);
+        fitted = fit_to_text(o->config, o->fit, where);
+      }
+      const auto done = convert_split(o->config, o->target, type, o->seed, fitted ? &*fitted : nullptr);
       print_conversion(done, o->target, o->dtype_name.empty() ? "in their sources' types" : o->dtype_name);
       return 0;
     };

@@ -26,11 +26,17 @@ conversion convert_gguf(const std::filesystem::path& source, const std::filesyst
 /// everything that is not the model's left out. Same promises as convert_gguf.
 conversion convert_hf(const std::filesystem::path& source, const std::filesystem::path& target, dtype type);
 
+/// An adapter made by who calls convert_split: its two tensors, row-major, and a report that is written beside the weights.
+struct new_adapter {
+  std::vector<float> linear1, linear2; // [h70, h8], [h70, h70]
+  std::string report;                  // text of adapter_fit.json
+};
+
 /// Two models and an adapter, as a split model's configuration file says, to one split checkpoint. type: of every tensor; none:
-/// each keeps its source's, a new adapter the second model's. seed: of `adapter_init = "normal"` and of a new value head.
+/// each keeps its source's, a new adapter the second model's. adapter: with `adapter_init = "fit"`. seed: of `adapter_init = "normal"` and of a new value head.
 /// Tokenizer and generation configuration are the first model's. Memory: the largest tensor. Same promises as convert_gguf.
 conversion convert_split(const std::filesystem::path& config, const std::filesystem::path& target, std::optional<dtype> type,
-                         std::uint64_t seed);
+                         std::uint64_t seed, const new_adapter* adapter = nullptr);
 
 /// A model's directory as one directory a rank, rank-pp0-tp0 and so on, each with its parts of the tensors under their own
 /// names, and layout.json, which says how many. Same promises as convert_gguf; errc::bad_config where ranks cannot share the model.

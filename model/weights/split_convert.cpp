@@ -72,7 +72,7 @@ safetensors_reader open_adapter(const model_config& cfg) {
   return files;
 }
 
-split_sources open_sources(const fs::path& file) {
+split_sources open_sources(const fs::path& file, bool fitted) {
   model_config cfg = parse_model_config(read_file(file), file.string());
   if (!cfg.split)
     throw error(errc::bad_input, file.string() + ": architectures[0] = \"" + cfg.architecture +
@@ -83,10 +83,8 @@ split_sources open_sources(const fs::path& file) {
   std::optional<safetensors_reader> adapter;
   if (!cfg.split->adapter_path.empty())
     adapter.emplace(open_adapter(cfg));
-  else if (cfg.split->start == adapter_start::fit)
-    throw error(errc::unsupported, file.string() +
-                                       ": adapter_init = \"fit\": this version cannot do it; it starts an adapter with identity, normal or "
-                                       "an adapter_path");
+  else if (cfg.split->start == adapter_start::fit && !fitted)
+    throw error(errc::bad_input, file.string() + ": adapter_init = \"fit\" needs text to fit to: convert split --fit-text FILE");
   return {std::move(cfg), std::move(whole), std::move(first), std::move(second), std::move(adapter)};
 }
 
@@ -125,8 +123,13 @@ void fill_normal(std::uint64_t seed, std::uint32_t which, std::vector<float>& ro
 }
 
 // A tensor that no source holds, made row by row in float32 and rounded once.
-tensor_to_make make_new(const model_config& cfg, const block_spec& block, std::size_t which, dtype type, std::uint64_t seed) {
+tensor_to_make make_new(const model_config& cfg, const block_spec& block, std::size_t which, dtype type, std::uint64_t seed,
+                        const new_adapter* adapter) {
   const tensor_spec& tensor = block.tensors[which];
+  if (adapter && block.kind == block_kind::adapter)
+    return {tensor.name, type, tensor.shape, [&values = which == 0 ? adapter->linear1 : adapter->linear2, type](std::span<std::byte> out) {
+              convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(values.data()), type, out.data(), values.size());
+            }};
   const bool identity = block.kind == block_kind::adapter && cfg.split->start == adapter_start::identity, zero = tensor.optional;
   return {tensor.name, type, tensor.shape, [tensor, which, type, seed, identity, zero](std::span<std::byte> out) {
             const std::int64_t rows = tensor.shape.size() > 1 ? tensor.shape[0] : 1;
@@ -150,7 +153,7 @@ tensor_to_make take(const stored& from, const tensor_spec& tensor, std::optional
           }};
 }
 
-std::vector<tensor_to_make> plan(const split_sources& from, std::optional<dtype> type, std::uint64_t seed) {
+std::vector<tensor_to_make> plan(const split_sources& from, std::optional<dtype> type, std::uint64_t seed, const new_adapter* adapter) {
   const auto blocks = layout_of(from.cfg);
   const dtype second_type = from.second.find("model.norm.weight")->type;
   std::vector<tensor_to_make> tensors;
@@ -158,7 +161,7 @@ std::vector<tensor_to_make> plan(const split_sources& from, std::optional<dtype>
     for (std::size_t i = 0; i < block.tensors.size(); ++i) {
       const auto source = find_stored(from, block, block.tensors[i].name);
       tensors.push_back(source.info ? take(source, block.tensors[i], type)
-                                    : make_new(from.cfg, block, i, type.value_or(second_type), seed));
+                                    : make_new(from.cfg, block, i, type.value_or(second_type), seed, adapter));
     }
   return tensors;
 }
@@ -173,9 +176,10 @@ dtype declared_for(std::span<const tensor_to_make> tensors) {
 
 } // namespace
 
-conversion convert_split(const fs::path& config, const fs::path& target, std::optional<dtype> type, std::uint64_t seed) {
-  auto from = open_sources(config);
-  const auto tensors = plan(from, type, seed);
+conversion convert_split(const fs::path& config, const fs::path& target, std::optional<dtype> type, std::uint64_t seed,
+                         const new_adapter* adapter) {
+  auto from = open_sources(config, adapter != nullptr);
+  const auto tensors = plan(from, type, seed, adapter);
   conversion done;
   done.source = config;
   done.tensors = tensors.size();
@@ -185,6 +189,8 @@ conversion convert_split(const fs::path& config, const fs::path& target, std::op
   from.cfg.split->adapter_path.clear(); // the adapter is in the checkpoint now
   write_model_config(staged.path(), from.cfg, declared_for(tensors));
   copy_tokenizer_files(from.cfg.split->path_8, staged.path());
+  if (adapter)
+    write_file(staged.path() / "adapter_fit.json", adapter->report);
   write_safetensors(staged.path(), tensors);
   staged.commit();
   return done;

@@ -208,8 +208,9 @@ TEST(ConvertSplit, ValueAndRewardModelsGetANewScore) {
     EXPECT_EQ(out.find("score.weight")->shape, (std::vector<std::int64_t>{1, 48}));
     EXPECT_NE(values_of(*out.find("score.weight"))[5], 0.0f);
     EXPECT_EQ(out.find("score.bias") != nullptr, value);
-    if (value)
+    if (value) {
       EXPECT_EQ(values_of(*out.find("score.bias")), std::vector<float>{0});
+    }
   }
 }
 
@@ -226,9 +227,8 @@ TEST(ConvertSplit, BadInputIsOneLineAndLeavesNothingBehind) {
   const two_models m;
   for (const auto& [patch, message] : rows)
     EXPECT_EQ(message_of(m.dir.path(), errc::bad_input, [&] { m.convert(patch); }), message) << patch;
-  EXPECT_EQ(
-      message_of(m.dir.path(), errc::unsupported, [&] { m.convert(R"({"adapter_init": "fit"})"); }),
-      "DIR/split.json: adapter_init = \"fit\": this version cannot do it; it starts an adapter with identity, normal or an adapter_path");
+  EXPECT_EQ(message_of(m.dir.path(), errc::bad_input, [&] { m.convert(R"({"adapter_init": "fit"})"); }),
+            "DIR/split.json: adapter_init = \"fit\" needs text to fit to: convert split --fit-text FILE");
   m.dir.put("llama.json", tiny_config(32, 2, 4, 2).dump());
   EXPECT_EQ(message_of(m.dir.path(), errc::bad_input, [&] { convert_split(m.dir / "llama.json", m.dir / "out", {}, 0); }),
             "DIR/llama.json: architectures[0] = \"LlamaForCausalLM\" is no split model; CustomSplitLLamaForCausalLM is wanted");
