@@ -20,7 +20,8 @@ namespace {
 // Threads that all do the same job, one a rank. One caller at a time.
 class rank_threads {
 public:
-  explicit rank_threads(int n) : failures_(static_cast<std::size_t>(n)) {
+  explicit rank_threads(int n) {
+    failures_.resize(std::size_t(n));
     for (int r = 0; r < n; ++r)
       threads_.emplace_back([this, r] { work(r); });
   }

@@ -87,7 +87,8 @@ at::Tensor row_parallel(compute& where, const tensor_parallel& tp, const stacked
   return tp.sum_rows<T>(where, linear.forward(where, x), residual, what);
 }
 
-partial_gradients::partial_gradients(const tensor_parallel& tp, int replicas, std::vector<weight*> weights) : tp_(tp), replicas_(replicas) {
+partial_gradients::partial_gradients(const tensor_parallel& tp, int replicas, const std::vector<weight*>& weights)
+    : tp_(tp), replicas_(replicas) {
   for (weight* w : weights)
     if (replicas > 1 && w->trainable) {
       weights_.push_back(w);

@@ -49,7 +49,7 @@ at::Tensor row_parallel(compute& where, const tensor_parallel& tp, const stacked
 /// that hold the same tensor, in rank order, and adds the sum to what the gradients held before.
 class partial_gradients {
 public:
-  partial_gradients(const tensor_parallel& tp, int replicas, std::vector<weight*> weights);
+  partial_gradients(const tensor_parallel& tp, int replicas, const std::vector<weight*>& weights);
   ~partial_gradients();
   partial_gradients(const partial_gradients&) = delete;
   partial_gradients& operator=(const partial_gradients&) = delete;
