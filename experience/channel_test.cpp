@@ -1,6 +1,6 @@
+#include "core/zmq_util.hpp"
 #include "experience/channel.hpp"
 #include "experience/test_util.hpp"
-#include "core/zmq_util.hpp"
 #include <condition_variable>
 #include <csignal>
 #include <map>
@@ -160,7 +160,7 @@ TEST(channel, a_killed_receiver_does_not_hang_its_sender) {
   int to_parent[2];
   ASSERT_EQ(pipe(to_parent), 0);
   child receiver([&] {
-    const auto listening = listen_experience("127.0.0.1", "secret", 2, [](std::string) {});
+    const auto listening = listen_experience("127.0.0.1", "secret", 2, [](const std::string&) {});
     const std::string endpoint = listening->endpoint();
     if (write(to_parent[1], endpoint.data(), endpoint.size()) > 0)
       pause();

@@ -187,7 +187,7 @@ TEST(model_config, names_the_key_of_bad_input) {
       {R"({"torch_dtype":1})", "c.json: torch_dtype: must be a string, found 1"},
   };
   for (const auto& [patch, message] : rows)
-    EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
+    EXPECT_EQ(message_of("/none", errc::bad_input, [&, patch = patch] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
   EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config("[1]", "c.json"); }),
             "c.json: a JSON object is wanted, found array");
   EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config(R"({"a":1,"a":2})", "c.json"); }),
@@ -199,7 +199,8 @@ TEST(model_config, names_the_key_of_bad_input) {
 
 TEST(model_config, names_what_this_version_lacks) {
   const std::pair<const char*, const char*> rows[] = {
-      {R"({"architectures":["MambaForCausalLM"]})", "c.json: architectures[0] = \"MambaForCausalLM\": this version knows LlamaForCausalLM, LlamaForTokenClassification, "
+      {R"({"architectures":["MambaForCausalLM"]})",
+       "c.json: architectures[0] = \"MambaForCausalLM\": this version knows LlamaForCausalLM, LlamaForTokenClassification, "
        "LlamaForSequenceClassification, CustomSplitLLamaForCausalLM, CustomSplitLLamaForTokenClassification, "
        "CustomSplitLLamaForSequenceClassification"},
       {R"({"hidden_act":"gelu"})", "c.json: hidden_act = \"gelu\": this version knows silu"},
@@ -216,7 +217,8 @@ TEST(model_config, names_what_this_version_lacks) {
       {R"({"quantization_config":{"bits":4}})", "c.json: quantization_config = {...}: this version knows unquantised weights alone"},
   };
   for (const auto& [patch, message] : rows)
-    EXPECT_EQ(message_of("/none", errc::unsupported, [&] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
+    EXPECT_EQ(message_of("/none", errc::unsupported, [&, patch = patch] { parse_model_config(changed(patch), "c.json"); }), message)
+        << patch;
 }
 
 void check_same(const model_config& a, const model_config& b) {

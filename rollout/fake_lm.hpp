@@ -64,7 +64,7 @@ public:
       }
     }
     for (const auto& c : batch.copies)
-      write(c.row, std::size_t(c.block * kv_block_tokens + c.slot));
+      write(c.row, std::size_t(c.block) * kv_block_tokens + std::size_t(c.slot));
     if (next != std::int32_t(batch.ids.size()))
       throw error{errc::failed, "fake_lm: segments do not cover all rows"};
     for (std::size_t i = 0; i < logit_rows.size(); ++i)
@@ -94,7 +94,7 @@ public:
 
 private:
   static std::size_t place(const segment& s, std::int32_t position) {
-    return std::size_t(s.blocks.at(std::size_t(position / kv_block_tokens)) * kv_block_tokens + position % kv_block_tokens);
+    return std::size_t(s.blocks.at(std::size_t(position / kv_block_tokens))) * kv_block_tokens + std::size_t(position % kv_block_tokens);
   }
   static std::uint64_t mix(std::uint64_t x) { // splitmix64's finaliser
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;

@@ -66,7 +66,7 @@ public:
 /// The sink may outlive the source; fetch then throws errc::peer_lost.
 std::unique_ptr<weights_source> make_shared_source(std::shared_ptr<causal_lm> model);
 /// source: from make_shared_source, else errc::bad_input; likewise when the models differ.
-std::unique_ptr<weights_sink> make_shared_sink(weights_source& source, std::shared_ptr<causal_lm> model);
+std::unique_ptr<weights_sink> make_shared_sink(weights_source& source, const std::shared_ptr<causal_lm>& model);
 
 /// Processes: ZeroMQ, on a port that the system chooses, served by a thread of its own. secret as in experience/channel.hpp.
 /// Throws errc::io.

@@ -73,7 +73,7 @@ std::unique_ptr<weights_source> make_shared_source(std::shared_ptr<causal_lm> mo
   return std::make_unique<shared_source>(std::move(model));
 }
 
-std::unique_ptr<weights_sink> make_shared_sink(weights_source& source, std::shared_ptr<causal_lm> model) {
+std::unique_ptr<weights_sink> make_shared_sink(weights_source& source, const std::shared_ptr<causal_lm>& model) {
   const auto* shared = dynamic_cast<shared_source*>(&source);
   if (!shared)
     throw error(errc::bad_input, "a shared sink needs a shared source, and this one is at " + source.endpoint());

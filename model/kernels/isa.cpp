@@ -1,5 +1,6 @@
 #include "model/kernels/isa.hpp"
 #include "core/error.hpp"
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,6 +16,12 @@ bool amx_permitted() noexcept {
   return permitted;
 }
 
+// clang 14 knows no name for it.
+bool has_amx_bf16() noexcept {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 22 & 1) != 0;
+}
+
 } // namespace
 
 bool supported(isa which) noexcept {
@@ -27,7 +34,7 @@ bool supported(isa which) noexcept {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && supported(isa::avx2);
   case isa::amx:
-    return supported(isa::avx512) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("amx-bf16") && amx_permitted();
+    return supported(isa::avx512) && __builtin_cpu_supports("avx512bf16") && has_amx_bf16() && amx_permitted();
   }
   return false;
 }

@@ -80,11 +80,11 @@ std::shared_ptr<const chat_template> chat_template::load(const std::filesystem::
   const json config = std::filesystem::exists(config_file) ? read_json(config_file) : json::object();
   if (std::filesystem::exists(template_file))
     return parse(read_file(template_file), special_tokens(config), template_file.string());
-  auto source = configured_template(config, config_file.string());
-  return source ? parse(std::move(*source), special_tokens(config), config_file.string() + ": chat_template") : nullptr;
+  const auto source = configured_template(config, config_file.string());
+  return source ? parse(*source, special_tokens(config), config_file.string() + ": chat_template") : nullptr;
 }
 
-std::shared_ptr<const chat_template> chat_template::parse(std::string source, json special_tokens, const std::string& name) {
+std::shared_ptr<const chat_template> chat_template::parse(const std::string& source, json special_tokens, const std::string& name) {
   std::shared_ptr<chat_template> made(new chat_template);
   made->impl_ = std::make_unique<impl>(impl{jinja::parse(source, name), std::move(special_tokens)});
   return made;

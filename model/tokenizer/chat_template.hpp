@@ -14,7 +14,8 @@ public:
   /// `dir/chat_template.jinja`, else `tokenizer_config.json`'s `chat_template`; null when there is neither.
   static std::shared_ptr<const chat_template> load(const std::filesystem::path& dir);
   /// source: the template; special_tokens: {"bos_token": "...", "eos_token": "...", ...} visible to it.
-  static std::shared_ptr<const chat_template> parse(std::string source, nlohmann::ordered_json special_tokens, const std::string& name);
+  static std::shared_ptr<const chat_template> parse(const std::string& source, nlohmann::ordered_json special_tokens,
+                                                    const std::string& name);
   ~chat_template();
 
   /// messages: [{"role": ..., "content": ...}, ...]. Throws errc::bad_input (with the template's own message on raise_exception)

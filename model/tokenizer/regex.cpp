@@ -133,15 +133,12 @@ private:
   }
 
   void hex_escape(char kind) {
-    std::size_t begin = pos_ + 2, digits = kind == 'u' ? 4 : 2;
-    std::size_t end = begin;
+    std::size_t begin = pos_ + 2;
+    const std::size_t digits = kind == 'u' ? 4 : 2;
     const bool braces = kind == 'x' && begin < in_.size() && in_[begin] == '{';
-    if (braces) {
+    if (braces)
       ++begin;
-      end = in_.find('}', begin);
-    } else {
-      end = std::min(in_.size(), begin + digits);
-    }
+    const std::size_t end = braces ? in_.find('}', begin) : std::min(in_.size(), begin + digits);
     if (end == std::string_view::npos || end <= begin || end - begin > 6 || (kind == 'u' && end - begin != 4))
       refuse(std::string("\\") + kind + " without digits");
     char32_t c = 0;

@@ -229,7 +229,7 @@ std::string text_of(const std::vector<std::uint32_t>& points) {
   return text;
 }
 
-RC_GTEST_PROP(tokenizer, byte_level_ids_decode_to_the_text, (std::vector<std::uint32_t> points)) {
+RC_GTEST_PROP(tokenizer, byte_level_ids_decode_to_the_text, (const std::vector<std::uint32_t>& points)) {
   static const auto tok = read("smollm");
   const auto text = text_of(points);
   RC_ASSERT(tok->decode(tok->encode(text, true), false) == text);

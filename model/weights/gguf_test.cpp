@@ -20,8 +20,9 @@ TEST(gguf, dequantises_to_the_bits_of_gguf_py) {
     const auto* wanted = expected.find(name);
     ASSERT_NE(wanted, nullptr) << name;
     ASSERT_EQ(wanted->n_bytes, values.size() * sizeof(float));
-    for (std::size_t i = 0; i < values.size(); ++i)
-      ASSERT_EQ(std::memcmp(&values[i], wanted->bytes.data() + i * 4, 4), 0) << name << " " << i;
+    const auto* found = reinterpret_cast<const std::byte*>(values.data());
+    for (std::size_t i = 0; i < wanted->n_bytes; ++i)
+      ASSERT_EQ(found[i], wanted->bytes[i]) << name << ", byte " << i % sizeof(float) << " of element " << i / sizeof(float);
   }
 }
 

@@ -274,7 +274,7 @@ TEST(safetensors, refuses_to_write_nonsense) {
       {{{"__metadata__", dtype::f32, {1}, bytes}}, "tensor \"__metadata__\": no tensor can have that name in a safetensors file"},
   };
   for (const auto& [tensors, message] : rows)
-    EXPECT_EQ(message_of(dir.path(), errc::bad_shape, [&] { write_safetensors(dir.path(), tensors); }), message);
+    EXPECT_EQ(message_of(dir.path(), errc::bad_shape, [&, tensors = tensors] { write_safetensors(dir.path(), tensors); }), message);
   EXPECT_TRUE(std::filesystem::is_empty(dir.path()));
   const std::vector<tensor_to_write> good = {{"a", dtype::f32, {1}, bytes}};
   EXPECT_EQ(message_of(dir.path(), errc::io, [&] { write_safetensors(dir / "none", good); }),

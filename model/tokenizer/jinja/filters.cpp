@@ -245,7 +245,9 @@ value map_filter(machine& m, const value& v, arguments& args) {
       m.fail("map takes a filter's name or attribute=...");
     for (const auto& item : m.iterate(v)) {
       value got = path(m, item, *a[0]);
-      out.push_back(got.is(kind::undefined) && a[1] ? *a[1] : std::move(got));
+      if (got.is(kind::undefined) && a[1])
+        got = *a[1];
+      out.push_back(std::move(got));
     }
   } else {
     const auto name = as_text(m, args.positional.front(), "map's filter");
