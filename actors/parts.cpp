@@ -46,4 +46,10 @@ std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where) {
   return model;
 }
 
+std::shared_ptr<causal_lm> load_teacher(const config& cfg, compute& where) {
+  if (cfg.run.task != run_task::distill)
+    return nullptr;
+  return load_model(cfg.distill.teacher, {compute_type(cfg), false, {}, nullptr}, where);
+}
+
 } // namespace troupe

@@ -19,5 +19,7 @@ std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, comput
 std::shared_ptr<causal_lm> make_rollout_model(const config& cfg, const model_config& model, compute& where);
 /// The reference model, null unless a KL is asked for.
 std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where);
+/// The teacher of run.task = "distill", frozen, from distill.teacher, on one rank; null for another task.
+std::shared_ptr<causal_lm> load_teacher(const config& cfg, compute& where);
 
 } // namespace troupe

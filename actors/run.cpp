@@ -3,6 +3,8 @@
 #include "actors/parts.hpp"
 #include "actors/reward.hpp"
 #include "actors/secret.hpp"
+#include "actors/signals.hpp"
+#include "actors/supervised_run.hpp"
 #include "actors/supervisor.hpp"
 #include "actors/system.hpp"
 #include "actors/weight_sync.hpp"
@@ -11,7 +13,6 @@
 #include <caf/io/all.hpp>
 #include <charconv>
 #include <condition_variable>
-#include <csignal>
 #include <deque>
 #include <mutex>
 #include <optional>
@@ -71,28 +72,6 @@ private:
   std::mutex mutex_;
   std::condition_variable changed_;
   events events_;
-};
-
-/// SIGINT and SIGTERM, held back from every thread made after it and asked for by one.
-class held_signals {
-public:
-  held_signals() {
-    sigemptyset(&set_);
-    sigaddset(&set_, SIGINT);
-    sigaddset(&set_, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &set_, &before_);
-  }
-  ~held_signals() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  held_signals(const held_signals&) = delete;
-  held_signals& operator=(const held_signals&) = delete;
-  /// 0: none came.
-  int take() const {
-    const timespec now{};
-    return std::max(0, sigtimedwait(&set_, nullptr, &now));
-  }
-
-private:
-  sigset_t set_, before_;
 };
 
 /// Ends the actors that a run made, however it ends.
@@ -379,7 +358,9 @@ void check_listen(const config& cfg) {
 }
 
 void run_training(const run_inputs& inputs, run_outputs& outputs) {
-  if (inputs.cfg.placement.processes)
+  if (inputs.cfg.run.task != run_task::rl)
+    run_supervised(inputs, outputs);
+  else if (inputs.cfg.placement.processes)
     run_in_processes(inputs, outputs);
   else
     run_in_one_process(inputs, outputs);

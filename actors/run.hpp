@@ -2,6 +2,7 @@
 #include "actors/run_host.hpp"
 #include "core/config.hpp"
 #include "experience/dataset.hpp"
+#include "experience/sft_rows.hpp"
 #include "model/config.hpp"
 #include "model/kernels/isa.hpp"
 #include "model/tokenizer/tokenizer.hpp"
@@ -18,7 +19,8 @@ struct run_inputs {
   model_config model;
   std::vector<std::int32_t> end_tokens;
   std::shared_ptr<const tokenizer> tok;
-  std::vector<prompt_row> train_rows, val_rows;
+  std::vector<prompt_row> train_rows, val_rows; // of `rl`
+  std::vector<sft_row> sft_train, sft_val;      // of `sft` and `distill`
   std::int64_t total_steps = 0;
   std::string resume_only; // this checkpoint and no other
   int threads = 0;         // 0: one a core

@@ -26,7 +26,8 @@ struct lengths {
   double mean = 0;
 };
 
-lengths lengths_of(const std::vector<prompt_row>& rows) {
+template <class Row>
+lengths lengths_of(const std::vector<Row>& rows) {
   lengths l{rows.empty() ? 0 : std::int64_t(rows[0].ids.size()), 0, 0};
   for (const auto& row : rows) {
     const auto n = std::int64_t(row.ids.size());
@@ -37,9 +38,10 @@ lengths lengths_of(const std::vector<prompt_row>& rows) {
   return l;
 }
 
-void print_rows(const char* name, const std::vector<prompt_row>& rows) {
+template <class Row>
+void print_rows(const char* name, const std::vector<Row>& rows, const char* what = "prompts") {
   const lengths l = lengths_of(rows);
-  std::printf("  %-12s %zu rows, prompts of %lld to %lld tokens, mean %.1f\n", name, rows.size(), static_cast<long long>(l.shortest),
+  std::printf("  %-12s %zu rows, %s of %lld to %lld tokens, mean %.1f\n", name, rows.size(), what, static_cast<long long>(l.shortest),
               static_cast<long long>(l.longest), l.mean);
 }
 
@@ -68,9 +70,33 @@ void print_arithmetic(const validated_run& run) {
   print_row("validation samples", std::int64_t(run.val_rows.size()) * c.validation.n, "each time: rows x validation.n");
 }
 
+void print_supervised(const validated_run& run) {
+  const config& c = run.cfg;
+  const std::int64_t batch = c.data.train_batch_size, mini = c.learner.ppo_mini_batch_size, updates = batch / mini * c.learner.ppo_epochs;
+  print_rows("train", run.sft_train, "conversations");
+  print_rows("validation", run.sft_val, "conversations");
+  std::size_t learnt = 0;
+  for (const auto& row : run.sft_train)
+    learnt += row.targets.size();
+  print_row("tokens learnt an epoch", std::int64_t(learnt), "of the train rows");
+  if (run.teacher)
+    std::printf("teacher\n  %s: %s, %lld layers; %s\n", c.distill.teacher.c_str(), run.teacher->architecture.c_str(),
+                static_cast<long long>(run.teacher->n_layers),
+                c.distill.top_k == 0 ? "all its logits" : ("its top " + std::to_string(c.distill.top_k) + " logits").c_str());
+  std::printf("a step\n");
+  print_row("rows", batch, "data.train_batch_size");
+  print_row("updates", updates, "rows / learner.ppo_mini_batch_size x learner.ppo_epochs");
+  print_row("tokens, at most", batch * (c.data.max_prompt_length + c.data.max_response_length),
+            "rows x (max_prompt_length + max_response_length)");
+  std::printf("the run\n");
+  print_row("steps an epoch", std::int64_t(run.sft_train.size()) / batch, "rows / rows a step, rounded down");
+  print_row("steps", run.total_steps, c.run.total_epochs > 0 ? "run.total_epochs x steps an epoch" : "run.total_steps");
+  print_row("updates", run.total_steps * updates, "");
+}
+
 void print_memory(const validated_run& run) {
   std::printf("memory, at most about\n");
-  for (const auto& rank : estimate_memory(run.cfg, run.model, run.n_trainable)) {
+  for (const auto& rank : estimate_memory(run.cfg, run.model, run.n_trainable, run.teacher)) {
     std::printf("  %-34s %12s\n", rank.rank.c_str(), spelled_bytes(rank.total()).c_str());
     for (const auto& part : rank.parts)
       if (part.bytes > 0)
@@ -94,11 +120,12 @@ std::uint64_t bytes_a_rank(const block_spec& block, std::int64_t tp, std::uint64
 void print_layout(const validated_run& run) {
   const config& c = run.cfg;
   const mesh shape{int(c.learner.pipeline_parallel_size), int(c.learner.data_parallel_size), int(c.learner.tensor_parallel_size)};
-  std::printf("layout\n  learner %d rank%s (tensor %d x pipeline %d x data %d%s), %lld rollout%s of tensor %lld, %s\n", shape.size(),
-              shape.size() == 1 ? "" : "s", shape.tp, shape.pp, shape.dp, c.learner.sequence_parallel ? ", sequence parallel" : "",
-              static_cast<long long>(c.rollout.actors), c.rollout.actors == 1 ? "" : "s",
-              static_cast<long long>(c.rollout.tensor_parallel_size),
-              c.placement.processes ? "one process each, ranks as threads" : "all in one process, ranks as threads");
+  std::printf("layout\n  learner %d rank%s (tensor %d x pipeline %d x data %d%s), ", shape.size(), shape.size() == 1 ? "" : "s", shape.tp,
+              shape.pp, shape.dp, c.learner.sequence_parallel ? ", sequence parallel" : "");
+  if (c.run.task == run_task::rl)
+    std::printf("%lld rollout%s of tensor %lld, ", static_cast<long long>(c.rollout.actors), c.rollout.actors == 1 ? "" : "s",
+                static_cast<long long>(c.rollout.tensor_parallel_size));
+  std::printf("%s\n", c.placement.processes ? "one process each, ranks as threads" : "all in one process, ranks as threads");
   const auto blocks = layout_of(run.model);
   const auto cuts = stage_cuts(blocks, shape.pp);
   for (int p = 0; p < shape.pp; ++p) {
@@ -121,9 +148,13 @@ int check(const check_options& options) {
               run.model.architecture.c_str(), static_cast<long long>(run.model.n_layers), double(run.n_parameters) / 1e6,
               double(run.n_trainable) / 1e6, cfg.model.dtype == compute_dtype::bfloat16 ? "bfloat16" : "float32");
   std::printf("data\n");
-  print_rows("train", run.train_rows);
-  print_rows("validation", run.val_rows);
-  print_arithmetic(run);
+  if (cfg.run.task == run_task::rl) {
+    print_rows("train", run.train_rows);
+    print_rows("validation", run.val_rows);
+    print_arithmetic(run);
+  } else {
+    print_supervised(run);
+  }
   print_memory(run);
   print_layout(run);
   std::printf("run\n  %s%s\n", cfg.run_dir().c_str(), used ? " (has been started; train goes on with it)" : "");

@@ -5,6 +5,7 @@
 #include "cli/validate.hpp"
 #include "core/error.hpp"
 #include "experience/reward.hpp"
+#include "learner/supervised.hpp"
 #include "model/registry.hpp"
 #include <nlohmann/json.hpp>
 
@@ -40,6 +41,14 @@ metric_map evaluate(const validated_run& run, compute& where) {
   return validation_metrics(rewards, std::size_t(cfg.validation.n));
 }
 
+metric_map evaluate_supervised(const validated_run& run, compute& where) {
+  supervised_learner learner(run.cfg, load_policy(run.cfg, false, where), load_teacher(run.cfg, where), 1, where);
+  std::vector<const sft_row*> rows;
+  for (const auto& row : run.sft_val)
+    rows.push_back(&row);
+  return {{"val/loss", learner.loss(rows)}};
+}
+
 int eval(const eval_options& options) {
   const config cfg = load_config(options.file, options.overrides);
   if (cfg.data.val_files.empty())
@@ -50,7 +59,8 @@ int eval(const eval_options& options) {
   machine.threads = options.threads;
   machine.isa_name = options.isa_name;
   const auto where = make_compute(machine);
-  std::printf("%s\n", nlohmann::json(evaluate(run, *where)).dump().c_str());
+  std::printf("%s\n",
+              nlohmann::json(cfg.run.task == run_task::rl ? evaluate(run, *where) : evaluate_supervised(run, *where)).dump().c_str());
   return 0;
 }
 

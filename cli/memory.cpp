@@ -10,7 +10,8 @@ namespace troupe {
 namespace {
 
 constexpr std::uint64_t cache_block_tokens = 32;
-constexpr std::uint64_t most_kept_logits = std::uint64_t{1} << 30; // the forward pass computes them again beyond that
+constexpr std::uint64_t most_teacher_logits = std::uint64_t{1} << 26; // numbers: the learner looks at fewer rows at a time beyond that
+constexpr std::uint64_t most_kept_logits = std::uint64_t{1} << 30;    // the forward pass computes them again beyond that
 
 struct sizes {
   std::uint64_t parameters = 0, linear = 0; // elements
@@ -44,16 +45,27 @@ std::uint64_t cache_bytes(const config& cfg, const model_config& model, std::uin
 
 std::uint64_t activation_bytes(const config& cfg, const model_config& model, std::uint64_t element) {
   const std::uint64_t prompts = std::uint64_t(cfg.learner.ppo_mini_batch_size);
-  const std::uint64_t in_batch = prompts * std::uint64_t(cfg.data.max_prompt_length + cfg.rollout.n * cfg.data.max_response_length);
+  const std::int64_t samples = cfg.run.task == run_task::rl ? cfg.rollout.n : 1;
+  const std::uint64_t in_batch = prompts * std::uint64_t(cfg.data.max_prompt_length + samples * cfg.data.max_response_length);
   const std::uint64_t tokens = std::min(std::uint64_t(cfg.learner.ppo_max_token_len * cfg.learner.data_parallel_size), in_batch);
   // Kept for the backward pass in a layer: two inputs and two norms, q, k, v, the attention's output, gate, up and their product.
   std::uint64_t width = 0;
   for (const auto& block : layout_of(model))
     if (const layer_config& l = block.layer; block.kind == block_kind::decoder)
       width += std::uint64_t(4 * l.hidden + (2 * l.n_heads + 2 * l.n_kv_heads) * l.head_dim + 3 * l.intermediate);
-  const std::uint64_t targets = std::min(tokens, prompts * std::uint64_t(cfg.rollout.n * cfg.data.max_response_length));
+  const std::uint64_t targets =
+      cfg.run.task == run_task::rl ? std::min(tokens, prompts * std::uint64_t(samples * cfg.data.max_response_length)) : tokens;
   const std::uint64_t logits = std::min(targets * std::uint64_t(model.vocab_size) * 4, most_kept_logits);
   return tokens * width * element + logits;
+}
+
+// A frozen model in the learner's process, and the logits it is asked for: with distill.top_k = 0 they, the model's own, two
+// distributions and a gradient exist at once.
+std::uint64_t teacher_bytes(const config& cfg, const model_config& teacher) {
+  const sizes s = sizes_of(cfg, teacher);
+  const std::uint64_t rows = std::max(most_teacher_logits / std::uint64_t(teacher.vocab_size),
+                                      std::uint64_t(cfg.data.max_prompt_length + cfg.data.max_response_length));
+  return (s.parameters + s.linear) * s.element + rows * std::uint64_t(teacher.vocab_size) * 4 * (cfg.distill.top_k == 0 ? 5 : 1);
 }
 
 std::uint64_t control_group_limit() {
@@ -71,7 +83,8 @@ std::uint64_t rank_memory::total() const {
   return sum;
 }
 
-std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& model, std::uint64_t n_trainable) {
+std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& model, std::uint64_t n_trainable,
+                                         const std::optional<model_config>& teacher) {
   const sizes s = sizes_of(cfg, model);
   const bool bf16 = s.element == 2;
   const std::vector<memory_part> policy = {{"weights (compute type)", s.parameters * s.element},
@@ -87,7 +100,11 @@ std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& 
                    {"activations and logits", activation_bytes(cfg, model, s.element)}};
   if (cfg.learner.use_kl_loss)
     learner.parts.push_back({"reference model", (s.parameters + s.linear) * s.element});
+  if (teacher)
+    learner.parts.push_back({"teacher", teacher_bytes(cfg, *teacher)});
   std::vector<rank_memory> ranks = {learner};
+  if (cfg.run.task != run_task::rl)
+    return ranks;
   for (std::int64_t i = 0; i < cfg.rollout.actors; ++i) {
     rank_memory rollout{"rollout " + std::to_string(i), policy};
     rollout.parts.push_back({"key/value cache", cache_bytes(cfg, model, s.element)});
@@ -111,7 +128,9 @@ std::string memory_shortage(const config& cfg, const std::vector<rank_memory>& r
   if (needed <= available)
     return "";
   return "the run needs about " + spelled_bytes(needed) + " of memory and this machine has " + spelled_bytes(available) +
-         "; lower rollout.max_num_seqs, learner.ppo_max_token_len or rollout.actors, or take a smaller model";
+         (cfg.run.task == run_task::rl
+              ? "; lower rollout.max_num_seqs, learner.ppo_max_token_len or rollout.actors, or take a smaller model"
+              : "; lower learner.ppo_max_token_len, train less (model.trainable), or take a smaller model");
 }
 
 std::string spelled_bytes(std::uint64_t bytes) {

@@ -2,6 +2,7 @@
 #include "core/config.hpp"
 #include "model/config.hpp"
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,9 +20,10 @@ struct rank_memory {
   std::uint64_t total() const;
 };
 
-/// Bytes a rank, by part, from shapes alone. n_trainable: elements that are trained.
+/// Bytes a rank, by part, from shapes alone. n_trainable: elements that are trained. teacher: of run.task = "distill".
 /// Caches and activations are upper bounds: as many and as long sequences as the configuration allows.
-std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& model, std::uint64_t n_trainable);
+std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& model, std::uint64_t n_trainable,
+                                         const std::optional<model_config>& teacher = std::nullopt);
 
 /// This machine's memory in bytes, or its control group's limit where that is lower.
 std::uint64_t machine_memory();

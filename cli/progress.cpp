@@ -63,8 +63,16 @@ void train_outputs::record(std::uint32_t step, const metric_map& metrics) {
   if (metrics.count("timing_s/step") != 0) {
     last_step_ = step;
     trained_seconds_ += value(metrics, "timing_s/step");
-    say(spelled("step %u/%u  reward %.3f  length %.1f  %.1f s  left %s", step, total_steps_, value(metrics, "critic/rewards/mean"),
-                value(metrics, "response_length/mean"), value(metrics, "timing_s/step"), spelled_time(seconds_left(step)).c_str()));
+    if (metrics.count("train/loss") != 0)
+      say(spelled("step %u/%u  loss %.4f  %.1f s  left %s", step, total_steps_, value(metrics, "train/loss"),
+                  value(metrics, "timing_s/step"), spelled_time(seconds_left(step)).c_str()));
+    else
+      say(spelled("step %u/%u  reward %.3f  length %.1f  %.1f s  left %s", step, total_steps_, value(metrics, "critic/rewards/mean"),
+                  value(metrics, "response_length/mean"), value(metrics, "timing_s/step"), spelled_time(seconds_left(step)).c_str()));
+  }
+  if (metrics.count("val/loss") != 0) {
+    say(spelled("validation after step %u: loss %.4f", step, value(metrics, "val/loss")));
+    write_report(run_dir_);
   }
   if (metrics.count("val/accuracy") != 0) {
     say(spelled("validation after step %u: accuracy %.3f", step, value(metrics, "val/accuracy")));

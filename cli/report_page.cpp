@@ -59,11 +59,11 @@ for (const [name, label] of [["critic/rewards/mean", "mean reward, last step"], 
 const exact = series("exact/logprob_diff_max"); if (exact.length) tile("largest log-prob difference", show(Math.max(...exact.map(p => p[1]))));
 section("Result"); page.append(tiles);
 const charts = el("div", "charts"), passes = [...new Set(rows.flatMap(Object.keys))].filter(k => k.startsWith("val/pass@")).map(k => [k, k.slice(4)]);
-for (const c of [chart("Held-out accuracy", [["val/accuracy", "accuracy"], ...passes], { unit: true }), chart("Reward", [["critic/rewards/mean", "mean"], ["critic/rewards/max", "max"], ["critic/rewards/min", "min"]]),
+for (const c of [chart("Held-out accuracy", [["val/accuracy", "accuracy"], ...passes], { unit: true }), chart("Loss", [["train/loss", "training"], ["val/loss", "held out"]]), chart("Reward", [["critic/rewards/mean", "mean"], ["critic/rewards/max", "max"], ["critic/rewards/min", "min"]]),
   chart("Response length, tokens", [["response_length/mean", "mean"], ["response_length/max", "max"], ["response_length/min", "min"]]), chart("Share of responses cut at the limit", [["response_length/clip_ratio", "cut"]], { unit: true }),
   chart("Entropy", [["actor/entropy", "nats a token"]]), chart("Gradient norm", [["actor/grad_norm", "before clipping"]]), chart("Policy loss", [["actor/pg_loss", "loss"]]), chart("KL", [["actor/ppo_kl", "to the old policy"], ["actor/kl_loss", "to the reference"]]),
   chart("Clipped tokens", [["actor/pg_clipfrac", "share"]]), chart("Learning rate", [["actor/lr", "lr"]]), chart("Exactness: rollout against learner", [["exact/logprob_diff_max", "largest difference"]]),
-  chart("Seconds a step", [["timing_s/gen", "generation"], ["timing_s/reward", "reward"], ["timing_s/ref", "reference"], ["timing_s/values", "values"], ["timing_s/adv", "advantages"], ["timing_s/update_actor", "update"], ["timing_s/update_critic", "critic"], ["timing_s/update_weights", "weights"]], { stacked: true }),
+  chart("Seconds a step", [["timing_s/gen", "generation"], ["timing_s/reward", "reward"], ["timing_s/ref", "reference or teacher"], ["timing_s/values", "values"], ["timing_s/adv", "advantages"], ["timing_s/update_actor", "update"], ["timing_s/update_critic", "critic"], ["timing_s/update_weights", "weights"]], { stacked: true }),
   chart("Throughput, tokens a second", [["perf/throughput", "tokens/s"]])]) if (c) charts.append(c);
 if (charts.children.length) { section("Curves"); page.append(charts) }
 for (const group of data.samples) {

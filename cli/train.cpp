@@ -104,7 +104,7 @@ std::unique_ptr<train_outputs> open_outputs(const config& cfg, bool used, std::i
 }
 
 void check_memory(const validated_run& run) {
-  const auto lacking = memory_shortage(run.cfg, estimate_memory(run.cfg, run.model, run.n_trainable), machine_memory());
+  const auto lacking = memory_shortage(run.cfg, estimate_memory(run.cfg, run.model, run.n_trainable, run.teacher), machine_memory());
   if (!lacking.empty())
     throw error(errc::bad_config, lacking);
 }
@@ -117,6 +117,8 @@ run_inputs make_inputs(const train_options& options, validated_run& run) {
   in.tok = run.tok;
   in.train_rows = std::move(run.train_rows);
   in.val_rows = std::move(run.val_rows);
+  in.sft_train = std::move(run.sft_train);
+  in.sft_val = std::move(run.sft_val);
   in.total_steps = run.total_steps;
   if (names_checkpoint(run.cfg))
     in.resume_only = fs::absolute(run.cfg.run.resume).lexically_normal().string();

@@ -72,16 +72,18 @@ void check_layout(validated_run& run) {
   const learner_section& l = run.cfg.learner;
   const std::int64_t rollout_tp = run.cfg.rollout.tensor_parallel_size;
   check_sharding(run.model, "learner", l.tensor_parallel_size, l.pipeline_parallel_size);
-  check_sharding(run.model, "rollout", rollout_tp, 1);
+  if (run.cfg.run.task == run_task::rl)
+    check_sharding(run.model, "rollout", rollout_tp, 1);
   if (l.sequence_parallel && l.tensor_parallel_size == 1)
     throw error(errc::bad_config,
                 "learner.sequence_parallel = true splits rows over tensor-parallel ranks, and learner.tensor_parallel_size is 1");
-  if (rollout_tp != l.tensor_parallel_size)
+  if (run.cfg.run.task == run_task::rl && rollout_tp != l.tensor_parallel_size)
     run.warnings.push_back("rollout.tensor_parallel_size = " + std::to_string(rollout_tp) + " and learner.tensor_parallel_size = " +
                            std::to_string(l.tensor_parallel_size) + " add in different orders: exactness is then not promised");
 }
 
-void check_ids(const std::vector<prompt_row>& rows, const validated_run& run, const char* key) {
+template <class Row>
+void check_ids(const std::vector<Row>& rows, const validated_run& run, const char* key) {
   for (const auto& row : rows)
     for (const auto id : row.ids)
       if (id < 0 || id >= run.model.vocab_size)
@@ -92,19 +94,27 @@ void check_ids(const std::vector<prompt_row>& rows, const validated_run& run, co
 
 void load_rows(validated_run& run, run_purpose purpose) {
   const data_section& data = run.cfg.data;
-  const auto reward = make_reward(run.cfg.reward);
-  if (purpose == run_purpose::train)
-    run.train_rows = load_prompts(data.train_files, data, *run.tok, run.chat.get(), reward.get());
-  if (!data.val_files.empty())
-    run.val_rows = load_prompts(data.val_files, data, *run.tok, run.chat.get(), reward.get());
-  else if (purpose == run_purpose::eval)
+  const bool train = purpose == run_purpose::train, validates = !data.val_files.empty();
+  if (!train && !validates)
     throw error(errc::bad_config, "data.val_files is empty; eval needs the rows to validate on");
+  if (run.cfg.run.task == run_task::rl) {
+    const auto reward = make_reward(run.cfg.reward);
+    const auto load = [&](const auto& files) { return load_prompts(files, data, *run.tok, run.chat.get(), reward.get()); };
+    run.train_rows = train ? load(data.train_files) : std::vector<prompt_row>{};
+    run.val_rows = validates ? load(data.val_files) : std::vector<prompt_row>{};
+  } else {
+    const sft_encoder encoder = make_sft_encoder(*run.tok, run.chat.get(), run.end_tokens);
+    run.sft_train = train ? load_sft_rows(data.train_files, data, encoder) : std::vector<sft_row>{};
+    run.sft_val = validates ? load_sft_rows(data.val_files, data, encoder) : std::vector<sft_row>{};
+  }
   check_ids(run.train_rows, run, "data.train_files");
   check_ids(run.val_rows, run, "data.val_files");
+  check_ids(run.sft_train, run, "data.train_files");
+  check_ids(run.sft_val, run, "data.val_files");
 }
 
 void resolve_steps(validated_run& run) {
-  const batch_sampler sampler(run.train_rows.size(), std::uint64_t(run.cfg.data.train_batch_size), run.cfg.run.seed, run.cfg.data.shuffle);
+  const batch_sampler sampler(run.n_train(), std::uint64_t(run.cfg.data.train_batch_size), run.cfg.run.seed, run.cfg.data.shuffle);
   run.total_steps =
       run.cfg.run.total_epochs > 0 ? run.cfg.run.total_epochs * std::int64_t(sampler.steps_per_epoch()) : run.cfg.run.total_steps;
   constexpr std::int64_t limit = 1 << 28;
@@ -122,15 +132,40 @@ void check_reference(const validated_run& run) {
                                      " tokens, the model's has " + std::to_string(run.model.vocab_size) + "; they must be one");
 }
 
+void check_teacher(validated_run& run) {
+  if (run.cfg.run.task != run_task::distill)
+    return;
+  std::string& path = run.cfg.distill.teacher;
+  std::string key = "distill.teacher";
+  if (path.empty() && run.model.split && !run.model.split->path_70.empty()) {
+    path = run.model.split->path_70;
+    key += " (by default the split model's path70b)";
+  }
+  if (path.empty())
+    throw error(errc::bad_config, "distill.teacher is required for run.task = \"distill\": " + run.cfg.model.path +
+                                      (run.model.split ? " names no path70b" : " is no split model, whose second model would be it"));
+  run.teacher = check_model_directory(path, key);
+  if (run.teacher->vocab_size != run.model.vocab_size)
+    throw error(errc::bad_config, key + ": its vocabulary has " + std::to_string(run.teacher->vocab_size) + " tokens, the model's has " +
+                                      std::to_string(run.model.vocab_size) + "; they must be one");
+  const std::int64_t longest = run.cfg.data.max_prompt_length + run.cfg.data.max_response_length;
+  if (longest > run.teacher->max_position_embeddings)
+    throw error(errc::bad_config,
+                key + ": data.max_prompt_length + data.max_response_length = " + std::to_string(longest) +
+                    " is more than its max_position_embeddings = " + std::to_string(run.teacher->max_position_embeddings));
+}
+
 void add_warnings(validated_run& run) {
   const rollout_section& r = run.cfg.rollout;
-  if (r.top_p < 1 || r.top_k > 0 || r.min_p > 0)
+  const bool rl = run.cfg.run.task == run_task::rl;
+  if (rl && (r.top_p < 1 || r.top_k > 0 || r.min_p > 0))
     run.warnings.push_back("rollout.top_p, top_k or min_p cut the distribution: the policy sampled is then not the one trained");
   if (run.end_tokens.empty())
-    run.warnings.push_back("the model declares no end token: every sample runs to data.max_response_length");
-  if (run.cfg.run.test_freq > 0 && run.val_rows.empty())
+    run.warnings.push_back(rl ? "the model declares no end token: every sample runs to data.max_response_length"
+                              : "the model declares no end token: nothing is learnt to end a response that no template ends");
+  if (run.cfg.run.test_freq > 0 && run.n_val() == 0)
     run.warnings.push_back("data.val_files is empty: there is no validation");
-  if (const auto lacking = memory_shortage(run.cfg, estimate_memory(run.cfg, run.model, run.n_trainable), machine_memory());
+  if (const auto lacking = memory_shortage(run.cfg, estimate_memory(run.cfg, run.model, run.n_trainable, run.teacher), machine_memory());
       !lacking.empty())
     run.warnings.push_back(lacking);
 }
@@ -154,6 +189,7 @@ validated_run validate_run(config cfg, run_purpose purpose) {
   check_lengths(run);
   check_layout(run);
   check_reference(run);
+  check_teacher(run);
   run.tok = tokenizer::load(dir);
   run.chat = chat_template::load(dir);
   load_rows(run, purpose);

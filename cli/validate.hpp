@@ -1,11 +1,13 @@
 #pragma once
 #include "core/config.hpp"
 #include "experience/dataset.hpp"
+#include "experience/sft_rows.hpp"
 #include "model/config.hpp"
 #include "model/tokenizer/chat_template.hpp"
 #include "model/tokenizer/tokenizer.hpp"
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,14 +17,18 @@ enum class run_purpose : std::uint8_t { train, eval };
 
 /// A configuration whose files were read and found good: all that a run needs and that costs no computing.
 struct validated_run {
-  config cfg;
+  config cfg; // distill.teacher resolved
   model_config model;
+  std::optional<model_config> teacher; // of `distill`
   std::vector<std::int32_t> end_tokens;
   std::shared_ptr<const tokenizer> tok;
   std::shared_ptr<const chat_template> chat;    // null when the model has none
   std::vector<prompt_row> train_rows, val_rows; // train_rows: empty for eval
+  std::vector<sft_row> sft_train, sft_val;      // the same of `sft` and `distill`
   std::int64_t total_steps = 0;                 // run.total_epochs resolved
   std::uint64_t n_parameters = 0, n_trainable = 0;
+  std::size_t n_train() const { return train_rows.size() + sft_train.size(); }
+  std::size_t n_val() const { return val_rows.size() + sft_val.size(); }
   std::vector<std::string> warnings; // one line each; nothing that stops a run
 };
 

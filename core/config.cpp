@@ -389,7 +389,7 @@ private:
     if (c.data.train_batch_size % c.learner.ppo_mini_batch_size != 0)
       bad("learner.ppo_mini_batch_size", "learner.ppo_mini_batch_size = " + std::to_string(c.learner.ppo_mini_batch_size) +
                                              " does not divide data.train_batch_size = " + std::to_string(c.data.train_batch_size) +
-                                             "; both count prompts");
+                                             "; both count prompts (of sft and distill: rows)");
     const std::int64_t longest = c.data.max_prompt_length + c.data.max_response_length;
     if (c.learner.ppo_max_token_len < longest)
       bad("learner.ppo_max_token_len",
@@ -397,7 +397,25 @@ private:
               " is less than one sample: data.max_prompt_length + data.max_response_length = " + std::to_string(longest));
     if (!c.reference.path.empty() && !c.learner.use_kl_loss)
       bad("reference.path", "reference.path is given, but nothing asks for a KL; set learner.use_kl_loss = true or leave it out");
+    check_task(c);
     check_placement(c);
+  }
+
+  void check_task(const config& c) {
+    const auto bad = [&](const std::string& key, errc code, const std::string& text) { complain_about(key, code, text); };
+    const std::string task = to_toml(find_field("run.task")->get(c));
+    if (c.run.task != run_task::distill)
+      for (const std::string key : {"distill.teacher", "distill.top_k"})
+        if (const auto* f = find_field(key); f->get(c) != f->get(config{}))
+          bad(key, errc::bad_config, key + " belongs to run.task = \"distill\", and run.task is " + task + "; leave it out");
+    if (c.run.task == run_task::rl)
+      return;
+    for (const std::string key : {"learner.entropy_coeff", "learner.use_kl_loss"})
+      if (const auto* f = find_field(key); f->get(c) != f->get(config{}))
+        bad(key, errc::bad_config, key + " belongs to run.task = \"rl\", and run.task is " + task + "; leave it out");
+    if (c.placement.processes)
+      bad("placement.processes", errc::unsupported,
+          "placement.processes = true is not in this version with run.task = " + task + ", which can do one process; use false");
   }
 
   void check_placement(const config& c) {

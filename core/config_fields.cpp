@@ -107,7 +107,8 @@ config_field later(std::string instead, config_field f) {
 std::vector<config_field> run_fields() {
   return {
       field("run.name", AT(run.name), "names the run and its directory; default: the file's name without its ending"),
-      only({"\"rl\""}, choice("run.task", AT(run.task), {"rl", "sft", "reward", "dpo", "distill"}, "what is trained")),
+      only({"\"rl\"", "\"sft\"", "\"distill\""},
+           choice("run.task", AT(run.task), {"rl", "sft", "reward", "dpo", "distill"}, "what is trained")),
       at_least(0, field("run.seed", AT(run.seed), "every random number of the run follows from it")),
       only({"\"sync\""}, choice("run.mode", AT(run.mode), {"sync", "one_step_off", "async"},
                                 "which version of the weights makes a batch: sync: the newest")),
@@ -144,7 +145,8 @@ std::vector<config_field> model_and_data_fields() {
       required(between(1, most_tokens, field("data.max_prompt_length", AT(data.max_prompt_length), "tokens"))),
       required(between(1, most_tokens, field("data.max_response_length", AT(data.max_response_length), "tokens"))),
       required(between(1, most_count,
-                       field("data.train_batch_size", AT(data.train_batch_size), "PROMPTS a step; times `rollout.n` samples each"))),
+                       field("data.train_batch_size", AT(data.train_batch_size),
+                             "PROMPTS a step, times `rollout.n` samples each; `sft`, `distill`: rows"))),
       field("data.shuffle", AT(data.shuffle), "a new order every epoch, by (seed, epoch)"),
       field("data.filter_overlong_prompts", AT(data.filter_overlong_prompts), "leave out prompts above `data.max_prompt_length`"),
       choice("data.truncation", AT(data.truncation), {"error", "left", "right"}, "what happens to a longer prompt that is not left out"),
@@ -237,7 +239,6 @@ std::vector<config_field> learner_fields() {
 
 std::vector<config_field> other_fields() {
   const std::string no_critic = "a critic belongs to algorithm.adv_estimator = \"gae\", which this version lacks";
-  const std::string no_distill = "it belongs to run.task = \"distill\", which this version lacks";
   return {
       later(no_critic, optional(field("critic.path", AT(critic.path), "the value model; default: `model.path` with a new head"))),
       later(no_critic, above(0, field("critic.lr", AT(critic.lr), "its learning rate"))),
@@ -245,8 +246,8 @@ std::vector<config_field> other_fields() {
       later(no_critic, between(1, 1024, field("critic.ppo_epochs", AT(critic.ppo_epochs), "passes over a step's batch"))),
       later(no_critic, between(0, most_steps, field("critic.warmup", AT(critic.warmup), "steps before the policy is trained"))),
       optional(field("reference.path", AT(reference.path), "the KL's reference model; default: `model.path` as it was at step 0")),
-      later(no_distill, optional(field("distill.teacher", AT(distill.teacher), "the teacher's directory"))),
-      later(no_distill, between(0, most_count, field("distill.top_k", AT(distill.top_k), "forward KL over the teacher's top k; 0: all"))),
+      optional(field("distill.teacher", AT(distill.teacher), "`distill`: the teacher's directory; default: a split model's second model")),
+      between(0, most_count, field("distill.top_k", AT(distill.top_k), "forward KL over the teacher's top k; 0: all")),
       only({"\"auto\"", "\"shared\"", "\"zmq\""}, choice("weightsync.channel", AT(weightsync.channel), {"auto", "shared", "zmq", "nccl"},
                                                          "how weights reach the rollouts; auto: shared in one process, else zmq")),
       field("placement.processes", AT(placement.processes), "false: every actor in this process; true: one process a rank"),

@@ -1,12 +1,13 @@
 #include "experience/dataset.hpp"
 #include "core/error.hpp"
-#include "experience/json_lines.hpp"
 #include "experience/reward.hpp"
+#include "experience/row_parts.hpp"
 
 namespace troupe {
-namespace {
 
 using json = nlohmann::ordered_json;
+
+namespace {
 
 /// Finds how the file spells a number of a row: parsing alone would turn 0.10 into 0.1.
 class spelling_finder final : public nlohmann::json_sax<json> {
@@ -58,6 +59,8 @@ std::string answer_of(const json_line& line, const std::string& key) {
   line.fail("\"" + key + "\" must be a string, a number or a boolean, found " + it->type_name());
 }
 
+} // namespace
+
 void check_messages(const json_line& line, const std::string& key, const json& messages) {
   if (messages.empty())
     line.fail("\"" + key + "\" is a list without messages");
@@ -97,6 +100,8 @@ std::vector<std::int32_t> prompt_ids(const json_line& line, const data_section& 
     throw error(e.code(), line.where + ": " + e.what());
   }
 }
+
+namespace {
 
 /// Cuts or refuses a prompt over the limit; false: the row is filtered.
 bool fit(const json_line& line, const data_section& data, std::vector<std::int32_t>& ids) {

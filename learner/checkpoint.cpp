@@ -2,7 +2,7 @@
 #include "learner/checkpoint.hpp"
 #include "core/error.hpp"
 #include "core/files.hpp"
-#include "learner/learner.hpp"
+#include "learner/trainee.hpp"
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -135,7 +135,7 @@ std::optional<fs::path> newest_whole_checkpoint(const fs::path& run_dir, const s
   return std::nullopt;
 }
 
-fs::path write_checkpoint(const fs::path& run_dir, const learner& from, const fs::path& tokenizer_source,
+fs::path write_checkpoint(const fs::path& run_dir, const trainee& from, const fs::path& tokenizer_source,
                           const std::function<void(const fs::path&)>& add) {
   const auto target = checkpoint_path(run_dir, from.steps_done());
   fs::path replaced = target;

@@ -7,7 +7,7 @@
 
 namespace troupe {
 
-class learner;
+class trainee;
 
 /// `run_dir/checkpoints/step-000040`.
 std::filesystem::path checkpoint_path(const std::filesystem::path& run_dir, std::int64_t step);
@@ -24,10 +24,10 @@ void verify_sealed(const std::filesystem::path& dir);
 std::optional<std::filesystem::path> newest_whole_checkpoint(const std::filesystem::path& run_dir,
                                                              const std::function<void(std::string)>& log);
 
-/// Writes the learner's checkpoint of the step it has done; complete or absent. One of the same step (the step was done again
+/// Writes a checkpoint of the step it has done; complete or absent. One of the same step (the step was done again
 /// after a resume from an earlier one) is replaced. `add` writes further files into the still empty directory, sealed with the rest; may be
 /// null. Returns the directory. Throws errc::io.
-std::filesystem::path write_checkpoint(const std::filesystem::path& run_dir, const learner& from,
+std::filesystem::path write_checkpoint(const std::filesystem::path& run_dir, const trainee& from,
                                        const std::filesystem::path& tokenizer_source,
                                        const std::function<void(const std::filesystem::path&)>& add = {});
 

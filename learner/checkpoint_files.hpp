@@ -15,7 +15,7 @@ struct learner_counters {
   std::uint32_t incarnation = 0;
 };
 
-/// Writes a learner's checkpoint into `dir` and seals it (learner::save). state: of the trainable parameters, in order.
+/// Writes a learner's checkpoint into `dir` and seals it (trainee::save). state: of the trainable parameters, in order.
 void write_learner_files(const std::filesystem::path& dir, const std::filesystem::path& source, causal_lm& model, dtype declared,
                          std::span<const moments> state, const learner_counters& counters);
 

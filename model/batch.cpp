@@ -1,6 +1,7 @@
 #include "model/batch.hpp"
 #include "core/error.hpp"
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 namespace troupe {
@@ -56,17 +57,27 @@ void batch_builder::add_group(const std::vector<std::int32_t>& prompt, const std
 void batch_builder::add_sequence(const std::vector<std::int32_t>& ids, std::int32_t from) {
   if (from < 1 || from > std::int32_t(ids.size()))
     throw error{errc::bad_shape, "batch_builder: from " + std::to_string(from) + " is outside 1.." + std::to_string(ids.size())};
-  if (from == std::int32_t(ids.size()))
+  std::vector<std::int32_t> positions(ids.size() - std::size_t(from));
+  std::iota(positions.begin(), positions.end(), from);
+  add_sequence(ids, positions);
+}
+
+void batch_builder::add_sequence(const std::vector<std::int32_t>& ids, const std::vector<std::int32_t>& target_positions) {
+  if (target_positions.empty())
     return;
+  for (std::size_t i = 0; i < target_positions.size(); ++i)
+    if (target_positions[i] < (i == 0 ? 1 : target_positions[i - 1] + 1) || target_positions[i] >= std::int32_t(ids.size()))
+      throw error{errc::bad_shape, "batch_builder: target " + std::to_string(i) + " at position " + std::to_string(target_positions[i]) +
+                                       ": positions ascend from 1 to " + std::to_string(std::int64_t(ids.size()) - 1)};
   auto& tokens = batch_.tokens;
   const std::vector<std::int32_t> rows(ids.begin(), ids.end() - 1);
   std::vector<std::int32_t> blocks;
   for (std::int32_t b = 0; b < blocks_for(std::int64_t(rows.size())); ++b)
     blocks.push_back(tokens.n_blocks++);
   const std::int32_t row = append_rows(tokens, rows, 0, std::move(blocks));
-  for (auto i = std::size_t(from); i < ids.size(); ++i) {
-    batch_.target_rows.push_back(row + std::int32_t(i) - 1);
-    batch_.targets.push_back(ids[i]);
+  for (const auto position : target_positions) {
+    batch_.target_rows.push_back(row + position - 1);
+    batch_.targets.push_back(ids[std::size_t(position)]);
   }
 }
 

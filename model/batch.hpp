@@ -54,6 +54,8 @@ public:
   void add_group(const std::vector<std::int32_t>& prompt, const std::vector<std::vector<std::int32_t>>& responses);
   /// Adds one sequence whose tokens at positions from .. end-1 are targets (1 <= from <= size).
   void add_sequence(const std::vector<std::int32_t>& ids, std::int32_t from);
+  /// The same with the positions of the targets given, ascending, each from 1 to size - 1.
+  void add_sequence(const std::vector<std::int32_t>& ids, const std::vector<std::int32_t>& target_positions);
   std::int64_t n_tokens() const { return std::int64_t(batch_.tokens.ids.size()); }
   packed_batch take(); // and starts anew
 
