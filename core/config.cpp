@@ -389,7 +389,7 @@ private:
     if (c.data.train_batch_size % c.learner.ppo_mini_batch_size != 0)
       bad("learner.ppo_mini_batch_size", "learner.ppo_mini_batch_size = " + std::to_string(c.learner.ppo_mini_batch_size) +
                                              " does not divide data.train_batch_size = " + std::to_string(c.data.train_batch_size) +
-                                             "; both count prompts (of sft and distill: rows)");
+                                             "; both count " + (c.run.task == run_task::rl ? "prompts" : "rows"));
     const std::int64_t longest = c.data.max_prompt_length + c.data.max_response_length;
     if (c.learner.ppo_max_token_len < longest)
       bad("learner.ppo_max_token_len",

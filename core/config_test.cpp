@@ -135,6 +135,9 @@ TEST(config, bad_files_are_refused_with_place_and_reason) {
       {"[run]\ntotal_steps = 3\ntotal_epochs = 2", "f.toml:13:16: run.total_steps and run.total_epochs are both given; keep one"},
       {"[learner]\nppo_mini_batch_size = 5",
        "f.toml:12:23: learner.ppo_mini_batch_size = 5 does not divide data.train_batch_size = 16; both count prompts"},
+      {"[distill]\ntop_k = 5", "f.toml:12:9: distill.top_k belongs to run.task = \"distill\", and run.task is \"rl\"; leave it out"},
+      {"[run]\ntask = 'sft'\n[learner]\nuse_kl_loss = true",
+       "f.toml:14:15: learner.use_kl_loss belongs to run.task = \"rl\", and run.task is \"sft\"; leave it out"},
       {"[learner]\nppo_max_token_len = 100", "f.toml:12:21: learner.ppo_max_token_len = 100 is less than one sample: "
                                              "data.max_prompt_length + data.max_response_length = 144"},
       {"[reference]\npath = 'x'",
@@ -168,7 +171,9 @@ TEST(config, what_this_version_cannot_do_is_said) {
   };
   const unsupported table[] = {
       {"[run]\nmode = \"async\"", "f.toml:12:8: run.mode = \"async\" is not in this version, which can do \"sync\""},
-      {"[run]\ntask = 'sft'", "f.toml:12:8: run.task = \"sft\" is not in this version, which can do \"rl\""},
+      {"[run]\ntask = 'dpo'", "f.toml:12:8: run.task = \"dpo\" is not in this version, which can do \"rl\", \"sft\", \"distill\""},
+      {"[run]\ntask = 'sft'\n[placement]\nprocesses = true",
+       "f.toml:14:13: placement.processes = true is not in this version with run.task = \"sft\", which can do one process; use false"},
       {"[weightsync]\nchannel = 'nccl'",
        "f.toml:12:11: weightsync.channel = \"nccl\" is not in this version, which can do \"auto\", \"shared\", \"zmq\""},
       {"[critic]\nlr = 1e-5\nwarmup = 1", "f.toml:13:10: critic.warmup = 1 is not in this version, which can do 0 only: a critic belongs "
@@ -277,6 +282,7 @@ RC_GTEST_PROP(config_property, what_is_written_reads_back_the_same, ()) {
   c.learner.ppo_mini_batch_size = c.data.train_batch_size;
   c.learner.ppo_max_token_len = 1 << 30;
   c.reference.path = c.learner.use_kl_loss ? c.reference.path : "";
+  c.distill = {};
   c.placement.local_workers = "all";
   c.placement.listen = "127.0.0.1:5";
   const config read = parse_config(to_toml(c), "other.toml");

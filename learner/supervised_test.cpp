@@ -63,12 +63,14 @@ void expect_as_torch(const std::string& kind, causal_lm& model, const metric_map
   for (const auto& p : model.parameters())
     for (const float x : floats_of(expected, "grad." + p.name))
       scale = std::max(scale, double(std::abs(x)));
+  // The gradient through k log-probabilities a token adds up as many rounded terms.
+  const double tolerance = (kind == "top" ? 4e-6 : 2e-6) * scale;
   std::size_t compared = 0;
   for (const auto& p : model.parameters()) {
     const auto grad = floats_of(expected, "grad." + p.name), after = floats_of(expected, "after." + p.name);
     ASSERT_EQ(grad.size(), p.numel()) << p.name;
     for (std::size_t i = 0; i < grad.size(); ++i) {
-      ASSERT_NEAR(p.grad[i], grad[i], 2e-6 * scale) << kind << " " << p.name << " " << i;
+      ASSERT_NEAR(p.grad[i], grad[i], tolerance) << kind << " " << p.name << " " << i;
       // A first Adam step is lr times the gradient's sign: noise decides where the gradient is noise.
       if (std::abs(grad[i]) > 1e-3 * scale) {
         ASSERT_NEAR(p.master[i], after[i], 1e-5) << kind << " " << p.name << " " << i;
@@ -200,7 +202,9 @@ TEST(supervised_step, teacher_of_another_vocabulary_is_refused) {
 TEST(supervised_step, loss_that_is_not_finite_stops_before_the_update) {
   const supervised_case c;
   setup s("sft");
-  s.model->parameters()[0].master[5] = std::numeric_limits<float>::quiet_NaN();
+  for (auto& p : s.model->parameters())
+    if (p.name == "model.norm.weight")
+      p.master[5] = std::numeric_limits<float>::quiet_NaN();
   s.model->publish_masters();
   supervised_learner l(c.options("sft"), s.model, nullptr, 10, s.where);
   const auto other = masters_of(*s.model)[1];
