@@ -1,7 +1,9 @@
 // A quickstart-sized training step on the CPU, by part: 16 prompts of 44 tokens x 8 samples of 12 tokens, all with an advantage.
 // model_gflop = 6 * (linear weights of the layers * rows + head weights * rows that predict) / 1e9: forward 2, backward 4.
 // gemm_gflops = 2 * 2048 * 3072 * 576 / seconds of the exact GEMM with all threads: the limit, measured in this run.
-// utilisation = model_gflop / (seconds of forward and backward * gemm_gflops).
+// utilisation = model_gflop / (seconds of forward and backward * gemm_gflops); it counts with everything trained.
+// train_step [DIR [THREADS [GLOB]]]: GLOB: model.trainable, e.g. "model.adapter.*" of a split model. state_mib = 12 bytes a trained weight
+// (gradient and Adam's two moments); peak_rss_mib of the process so far, moments not among it.
 #include "core/allocator.hpp"
 #include "model/compute.hpp"
 #include "model/kernels/gemm.hpp"
@@ -12,6 +14,7 @@
 #include <cstdio>
 #include <random>
 #include <string>
+#include <sys/resource.h>
 
 using namespace troupe;
 
@@ -57,14 +60,16 @@ int main(int argc, char** argv) {
   keep_freed_pages();
   const std::string dir = argc > 1 ? argv[1] : "models/smollm2-135m";
   compute where(argc > 2 ? std::stoi(argv[2]) : 0);
-  const auto model = load_model(dir, {dtype::bf16, true, {"*"}}, where);
+  const std::string glob = argc > 3 ? argv[3] : "*";
+  const auto model = load_model(dir, {dtype::bf16, true, {glob}}, where);
   const packed_batch batch = quickstart_batch(model->config().vocab_size);
-  double linear = 0, head = 0;
+  double linear = 0, head = 0, trained = 0;
   for (const parameter& p : model->parameters()) {
     if (p.name.find("_proj") != std::string::npos)
       linear += double(p.numel());
     if (p.name.find("embed") != std::string::npos)
       head = double(p.numel());
+    trained += double(p.grad.size());
   }
   std::vector<std::int32_t> rows = batch.target_rows;
   std::sort(rows.begin(), rows.end());
@@ -81,9 +86,11 @@ int main(int argc, char** argv) {
     });
     const double publish = seconds([&] { model->publish_masters(); });
     const double limit = gemm_gflops(where);
+    rusage used{};
+    getrusage(RUSAGE_SELF, &used);
     std::printf("{\"bench\": \"train_step\", \"isa\": \"%s\", \"threads\": %d, \"rows\": %zu, \"targets\": %zu, \"forward_s\": %.3f, \"backward_s\": %.3f, "
-                "\"publish_s\": %.3f, \"model_gflop\": %.0f, \"gemm_gflops\": %.0f, \"utilisation\": %.2f}\n",
+                "\"publish_s\": %.3f, \"model_gflop\": %.0f, \"gemm_gflops\": %.0f, \"utilisation\": %.2f, \"trainable\": \"%s\", \"state_mib\": %.1f, \"peak_rss_mib\": %ld}\n",
                 std::string(name_of(where.which())).c_str(), where.threads(), batch.tokens.ids.size(), batch.targets.size(), forward, backward, publish,
-                gflop, limit, gflop / (forward + backward) / limit);
+                gflop, limit, gflop / (forward + backward) / limit, glob.c_str(), trained * 12 / (1 << 20), used.ru_maxrss / 1024);
   }
 }
