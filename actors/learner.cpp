@@ -111,7 +111,8 @@ void learner_state::tick() {
   }
 }
 
-learner_actor::behavior_type learner_worker(learner_actor::stateful_pointer<learner_state> self, const std::shared_ptr<learner_setup>& setup) {
+learner_actor::behavior_type learner_worker(learner_actor::stateful_pointer<learner_state> self,
+                                            const std::shared_ptr<learner_setup>& setup) {
   self->state.self = self;
   self->state.setup = setup;
   self->state.engine = std::make_unique<learner_engine>(*setup);

@@ -59,6 +59,7 @@ struct learner_state {
 };
 
 /// Spawn detached. Errors go to who asked.
-learner_actor::behavior_type learner_worker(learner_actor::stateful_pointer<learner_state> self, const std::shared_ptr<learner_setup>& setup);
+learner_actor::behavior_type learner_worker(learner_actor::stateful_pointer<learner_state> self,
+                                            const std::shared_ptr<learner_setup>& setup);
 
 } // namespace troupe

@@ -20,7 +20,8 @@ using namespace troupe;
 
 namespace {
 
-template <class F> double seconds(F&& f) {
+template <class F>
+double seconds(F&& f) {
   const auto begin = std::chrono::steady_clock::now();
   f();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -88,9 +89,12 @@ int main(int argc, char** argv) {
     const double limit = gemm_gflops(where);
     rusage used{};
     getrusage(RUSAGE_SELF, &used);
-    std::printf("{\"bench\": \"train_step\", \"isa\": \"%s\", \"threads\": %d, \"rows\": %zu, \"targets\": %zu, \"forward_s\": %.3f, \"backward_s\": %.3f, "
-                "\"publish_s\": %.3f, \"model_gflop\": %.0f, \"gemm_gflops\": %.0f, \"utilisation\": %.2f, \"trainable\": \"%s\", \"state_mib\": %.1f, \"peak_rss_mib\": %ld}\n",
-                std::string(name_of(where.which())).c_str(), where.threads(), batch.tokens.ids.size(), batch.targets.size(), forward, backward, publish,
-                gflop, limit, gflop / (forward + backward) / limit, glob.c_str(), trained * 12 / (1 << 20), used.ru_maxrss / 1024);
+    std::printf("{\"bench\": \"train_step\", \"isa\": \"%s\", \"threads\": %d, \"rows\": %zu, \"targets\": %zu, \"forward_s\": %.3f, "
+                "\"backward_s\": %.3f, "
+                "\"publish_s\": %.3f, \"model_gflop\": %.0f, \"gemm_gflops\": %.0f, \"utilisation\": %.2f, \"trainable\": \"%s\", "
+                "\"state_mib\": %.1f, \"peak_rss_mib\": %ld}\n",
+                std::string(name_of(where.which())).c_str(), where.threads(), batch.tokens.ids.size(), batch.targets.size(), forward,
+                backward, publish, gflop, limit, gflop / (forward + backward) / limit, glob.c_str(), trained * 12 / (1 << 20),
+                used.ru_maxrss / 1024);
   }
 }

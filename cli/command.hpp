@@ -18,10 +18,10 @@ using action = std::function<int()>;
 
 /// Options that every command which runs a model takes.
 struct common_options {
-  std::string device;             // cpu | cuda | cuda:N; default: cuda if there is one
-  std::string dtype_name;         // float32 | bfloat16; default: config.json's, else float32
-  int threads = 0;                // 0: one a core
-  std::string isa_name;           // scalar | avx2 | avx512 | amx; default: the best there is
+  std::string device;     // cpu | cuda | cuda:N; default: cuda if there is one
+  std::string dtype_name; // float32 | bfloat16; default: config.json's, else float32
+  int threads = 0;        // 0: one a core
+  std::string isa_name;   // scalar | avx2 | avx512 | amx; default: the best there is
   std::uint64_t seed = 0;
 };
 void add_common_options(CLI::App& app, common_options& options);

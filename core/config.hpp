@@ -16,19 +16,19 @@ enum class run_task : std::uint8_t { rl, sft, reward, dpo, distill };
 enum class compute_dtype : std::uint8_t { float32, bfloat16 };
 
 struct run_section {
-  std::string name;                    // default: the file's name without its ending
+  std::string name; // default: the file's name without its ending
   run_task task = run_task::rl;
   std::uint64_t seed = 1;
   run_mode mode = run_mode::sync;
-  std::int64_t max_staleness = 1;      // versions; async only
+  std::int64_t max_staleness = 1; // versions; async only
   numerics_mode numerics = numerics_mode::exact;
-  std::int64_t total_steps = 25;        // 0: total_epochs counts
-  std::int64_t total_epochs = 0;       // 0: not given
-  std::int64_t save_freq = 25;         // steps; 0: only the last
-  std::int64_t test_freq = 5;          // steps; 0: never
+  std::int64_t total_steps = 25; // 0: total_epochs counts
+  std::int64_t total_epochs = 0; // 0: not given
+  std::int64_t save_freq = 25;   // steps; 0: only the last
+  std::int64_t test_freq = 5;    // steps; 0: never
   bool val_before_train = true;
-  std::string resume = "auto";         // auto | never | DIR
-  std::string dir;                     // default: runs/<name>, filled in by the reader
+  std::string resume = "auto"; // auto | never | DIR
+  std::string dir;             // default: runs/<name>, filled in by the reader
 };
 
 struct model_section {
@@ -40,24 +40,24 @@ struct model_section {
 struct data_section {
   std::vector<std::string> train_files, val_files;
   std::string prompt_key = "prompt";
-  std::string chat_template = "auto";  // auto | always | never
+  std::string chat_template = "auto"; // auto | always | never
   std::string answer_key = "answer";
   std::string messages_key = "messages";
   std::string response_key = "response";
-  std::int64_t max_prompt_length = 0;  // tokens; required
+  std::int64_t max_prompt_length = 0; // tokens; required
   std::int64_t max_response_length = 0;
-  std::int64_t train_batch_size = 0;   // prompts a step; required
-  bool shuffle = true;                 // by (seed, epoch)
+  std::int64_t train_batch_size = 0; // prompts a step; required
+  bool shuffle = true;               // by (seed, epoch)
   bool filter_overlong_prompts = false;
-  std::string truncation = "error";    // error | left | right
+  std::string truncation = "error"; // error | left | right
 };
 
 struct rollout_section {
   std::int64_t actors = 1;
-  std::int64_t n = 8;                  // samples a prompt
+  std::int64_t n = 8; // samples a prompt
   double temperature = 1.0;
   double top_p = 1.0;
-  std::int64_t top_k = -1;             // -1 or 0: off
+  std::int64_t top_k = -1; // -1 or 0: off
   double min_p = 0.0;
   std::int64_t max_num_seqs = 256;
   std::int64_t tensor_parallel_size = 1;
@@ -65,14 +65,14 @@ struct rollout_section {
 
 struct validation_section {
   std::int64_t n = 1;
-  double temperature = 0.0;            // 0: greedy
+  double temperature = 0.0; // 0: greedy
   double top_p = 1.0;
 };
 
 struct reward_section {
-  std::string function;                // last_number | exact_match
+  std::string function; // last_number | exact_match
   double timeout_s = 30;
-  std::string on_error = "fail";       // fail | drop (the group)
+  std::string on_error = "fail"; // fail | drop (the group)
 };
 
 struct kl_ctrl_section {
@@ -94,7 +94,7 @@ struct optim_section {
   double lr = 1e-5;
   double weight_decay = 0.0;
   std::array<double, 2> betas = {0.9, 0.999};
-  std::int64_t lr_warmup_steps = 0;    // lr * min(1, t / warmup), t = 1 at the first update
+  std::int64_t lr_warmup_steps = 0;           // lr * min(1, t / warmup), t = 1 at the first update
   std::string lr_scheduler_type = "constant"; // constant | linear | cosine
   double min_lr_ratio = 0.0;
 };
@@ -110,11 +110,11 @@ struct learner_section {
   bool use_kl_loss = false;
   double kl_loss_coef = 0.001;
   std::string kl_loss_type = "low_var_kl";
-  double grad_clip = 1.0;              // 0: off
+  double grad_clip = 1.0; // 0: off
   std::int64_t tensor_parallel_size = 1;
   bool sequence_parallel = false;
   std::int64_t pipeline_parallel_size = 1, data_parallel_size = 1;
-  double loss_scale_factor = 0;        // 0: data.max_response_length
+  double loss_scale_factor = 0; // 0: data.max_response_length
   optim_section optim;
 };
 
@@ -123,13 +123,20 @@ struct critic_section {
   double lr = 1e-5, cliprange_value = 0.5;
   std::int64_t ppo_epochs = 1, warmup = 0;
 };
-struct reference_section { std::string path; }; // default: model.path as it was at step 0
-struct distill_section { std::string teacher; std::int64_t top_k = 64; };
-struct weightsync_section { std::string channel = "auto"; }; // auto | shared | zmq | nccl
+struct reference_section {
+  std::string path;
+}; // default: model.path as it was at step 0
+struct distill_section {
+  std::string teacher;
+  std::int64_t top_k = 64;
+};
+struct weightsync_section {
+  std::string channel = "auto";
+}; // auto | shared | zmq | nccl
 
 struct placement_section {
-  bool processes = false;              // true: one process a rank
-  std::string local_workers = "all";   // "all" or a number, kept as text
+  bool processes = false;            // true: one process a rank
+  std::string local_workers = "all"; // "all" or a number, kept as text
   std::string listen = "127.0.0.1:0";
 };
 
@@ -148,7 +155,9 @@ struct config {
   weightsync_section weightsync;
   placement_section placement;
 
-  std::filesystem::path run_dir() const { return run.dir.empty() ? std::filesystem::path("runs") / run.name : std::filesystem::path(run.dir); }
+  std::filesystem::path run_dir() const {
+    return run.dir.empty() ? std::filesystem::path("runs") / run.name : std::filesystem::path(run.dir);
+  }
 };
 
 /// Reads and validates a file with `key=value` overrides (TOML values; a bare word is a string).

@@ -10,10 +10,18 @@ enum class dtype : std::uint8_t { f32 = 0, bf16, f16, f64, i64, i32, i16, i8, u8
 
 constexpr std::size_t size_of(dtype t) noexcept {
   switch (t) {
-    case dtype::f64: case dtype::i64: return 8;
-    case dtype::f32: case dtype::i32: return 4;
-    case dtype::bf16: case dtype::f16: case dtype::i16: return 2;
-    default: return 1;
+  case dtype::f64:
+  case dtype::i64:
+    return 8;
+  case dtype::f32:
+  case dtype::i32:
+    return 4;
+  case dtype::bf16:
+  case dtype::f16:
+  case dtype::i16:
+    return 2;
+  default:
+    return 1;
   }
 }
 

@@ -45,9 +45,7 @@ public:
   }
 
 private:
-  [[noreturn]] void fail() const {
-    throw error(errc::io, "cannot write " + file_.string() + ": " + write_failure(errno));
-  }
+  [[noreturn]] void fail() const { throw error(errc::io, "cannot write " + file_.string() + ": " + write_failure(errno)); }
   fs::path file_;
   int fd_;
 };

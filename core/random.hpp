@@ -10,7 +10,7 @@ std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, st
 
 /// What a draw is for: keeps streams of one seed apart.
 enum class draw : std::uint32_t {
-  train = 0,           // (run seed, step, prompt's place in the step, sample, position)
+  train = 0, // (run seed, step, prompt's place in the step, sample, position)
   validation = 1,
   generate = 2,        // (seed, 0, line index, sample, position)
   generate_seeded = 3, // (the request's seed, 0, 0, sample, position)
@@ -22,8 +22,8 @@ enum class draw : std::uint32_t {
 struct draw_key {
   std::uint64_t seed = 0;
   draw domain = draw::train;
-  std::uint32_t step = 0;     // < 2^28
-  std::uint32_t index = 0;    // the prompt's place in the step, or the request's line
+  std::uint32_t step = 0;  // < 2^28
+  std::uint32_t index = 0; // the prompt's place in the step, or the request's line
   std::uint32_t sample = 0;
   std::uint32_t position = 0; // token position in the sequence
 };

@@ -19,7 +19,7 @@ struct weight {
   std::vector<std::int64_t> global_shape;
   int dim = 0; // the part is [begin, begin + shape[dim]) along it
   std::int64_t begin = 0;
-  int replicas = 1; // consecutive tensor-parallel ranks that hold the same part
+  int replicas = 1;    // consecutive tensor-parallel ranks that hold the same part
   bool frozen = false; // never trained, whatever the globs say
   bool trainable = false;
   at::Tensor value;  // compute type

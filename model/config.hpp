@@ -15,9 +15,9 @@ enum class rope_kind : std::uint8_t { standard, linear, llama3 };
 struct rope_config {
   rope_kind kind = rope_kind::standard;
   double theta = 10000.0;
-  double factor = 1.0;                            // linear, llama3
+  double factor = 1.0;                                  // linear, llama3
   double low_freq_factor = 1.0, high_freq_factor = 4.0; // llama3
-  std::int64_t original_max_position = 8192;      // llama3
+  std::int64_t original_max_position = 8192;            // llama3
 };
 
 /// One decoder layer's sizes and options. A split model has two of them, everything else one.
@@ -39,27 +39,27 @@ enum class adapter_start : std::uint8_t { identity, normal, fit };
 /// model, an adapter, the LAST n_layers_70 layers of another.
 struct split_config {
   std::int64_t n_layers_8 = 0, n_layers_70 = 0;
-  std::int64_t whole_8 = 0, whole_70 = 0;         // layers of the two models they are taken from
-  layer_config layer_70;                          // of the second half, the norm and the head
-  bool mlp = false;                               // a ReLU between the adapter's two projections
+  std::int64_t whole_8 = 0, whole_70 = 0; // layers of the two models they are taken from
+  layer_config layer_70;                  // of the second half, the norm and the head
+  bool mlp = false;                       // a ReLU between the adapter's two projections
   adapter_start start = adapter_start::identity;
-  std::string path_8, path_70, adapter_path;      // as written; empty: none
-  std::string config_8, config_70;                // the two models' configurations, JSON
+  std::string path_8, path_70, adapter_path; // as written; empty: none
+  std::string config_8, config_70;           // the two models' configurations, JSON
 };
 
 /// A model as its config.json says, independent of any file format.
 struct model_config {
-  std::string architecture;                       // "LlamaForCausalLM"
+  std::string architecture; // "LlamaForCausalLM"
   std::int64_t vocab_size = 0;
-  std::int64_t n_layers = 0;                      // a split model's of both halves
-  layer_config layer;                             // a split model's first half
+  std::int64_t n_layers = 0; // a split model's of both halves
+  layer_config layer;        // a split model's first half
   std::optional<split_config> split;
   head_kind head = head_kind::lm;
   bool tie_word_embeddings = false;
   std::int64_t max_position_embeddings = 2048;
-  std::int64_t bos_token_id = -1;                 // -1: none
-  std::vector<std::int32_t> eos_token_ids;        // config.json's; see load_eos_token_ids
-  std::optional<dtype> declared_dtype;            // `dtype` or `torch_dtype` where it is float32 or bfloat16
+  std::int64_t bos_token_id = -1;          // -1: none
+  std::vector<std::int32_t> eos_token_ids; // config.json's; see load_eos_token_ids
+  std::optional<dtype> declared_dtype;     // `dtype` or `torch_dtype` where it is float32 or bfloat16
   /// The layers that norm and head follow.
   const layer_config& last_layer() const { return split ? split->layer_70 : layer; }
 };
@@ -71,7 +71,9 @@ model_config parse_model_config(std::string_view json_text, const std::string& f
 model_config load_model_config(const std::filesystem::path& dir);
 
 /// The two models that a split model is made of, whole.
-struct whole_models { model_config first, second; };
+struct whole_models {
+  model_config first, second;
+};
 whole_models sources_of(const split_config& split);
 
 /// What `architectures[0]` may be.

@@ -148,7 +148,8 @@ shard_range shard_of(const tensor_spec& tensor, std::int64_t rank, std::int64_t 
   const std::int64_t each = (units + tp - 1) / tp;
   if ((tp - 1) * each >= units)
     throw error{errc::bad_config, "tensor_parallel_size = " + std::to_string(tp) + ": tensor " + tensor.name + " has " +
-                                      std::to_string(units) + " rows, " + std::to_string(each) + " a rank, and the last rank would have none"};
+                                      std::to_string(units) + " rows, " + std::to_string(each) +
+                                      " a rank, and the last rank would have none"};
   return {dim, std::min(rank * each, units) * unit, std::min((rank + 1) * each, units) * unit};
 }
 

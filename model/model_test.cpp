@@ -14,7 +14,8 @@ namespace {
 const std::string data_dir = std::string(TROUPE_SOURCE_DIR) + "/tests/reference/data/";
 const std::vector<std::string> cases = {"tied", "llama3", "linear"};
 
-template <class T> std::vector<T> read(const safetensors_reader& file, const std::string& name) {
+template <class T>
+std::vector<T> read(const safetensors_reader& file, const std::string& name) {
   const tensor_info* t = file.find(name);
   EXPECT_NE(t, nullptr) << name;
   std::vector<T> v(t->n_bytes / sizeof(T));
@@ -30,7 +31,10 @@ std::vector<isa> available() {
   return all;
 }
 
-struct group { std::vector<std::int32_t> prompt; std::vector<std::vector<std::int32_t>> responses; };
+struct group {
+  std::vector<std::int32_t> prompt;
+  std::vector<std::vector<std::int32_t>> responses;
+};
 
 // The groups of a dumped case with the dumped values, target by target.
 struct reference_case {
@@ -42,7 +46,8 @@ struct reference_case {
       for (int s = 0; file.find("response." + std::to_string(g) + "." + std::to_string(s)); ++s) {
         const std::string id = "." + std::to_string(g) + "." + std::to_string(s);
         groups.back().responses.push_back(read<std::int32_t>(file, "response" + id));
-        for (auto [name, to] : {std::pair{"logprobs", &logprobs}, {"entropy", &entropy}, {"d_logprob", &d_logprob}, {"d_entropy", &d_entropy}})
+        for (auto [name, to] :
+             {std::pair{"logprobs", &logprobs}, {"entropy", &entropy}, {"d_logprob", &d_logprob}, {"d_entropy", &d_entropy}})
           for (float v : read<float>(file, name + id))
             to->push_back(v);
       }
@@ -83,7 +88,8 @@ TEST(Model, LogProbsEntropyAndGradientsAreTransformers) {
 }
 
 // Log-probs of one sequence through the cache, prefilled in chunks and decoded with company.
-std::vector<float> through_the_cache(causal_lm& model, const std::vector<std::int32_t>& prompt, const std::vector<std::int32_t>& response, int chunk) {
+std::vector<float> through_the_cache(causal_lm& model, const std::vector<std::int32_t>& prompt, const std::vector<std::int32_t>& response,
+                                     int chunk) {
   auto cache = model.make_cache(12);
   std::vector<std::int32_t> ids = prompt, blocks = {9, 2, 7, 4};
   ids.insert(ids.end(), response.begin(), response.end());
@@ -129,7 +135,8 @@ TEST(Model, DecodingGivesTheBitsOfScoringOnEveryInstructionSet) {
             for (const auto& response : g.responses) {
               for (const int chunk : {1, 7, 100}) {
                 const auto decoded = through_the_cache(*model, g.prompt, response, chunk);
-                ASSERT_EQ(0, std::memcmp(decoded.data(), scored.data() + i, response.size() * 4)) << name << " chunk " << chunk << " " << name_of(which);
+                ASSERT_EQ(0, std::memcmp(decoded.data(), scored.data() + i, response.size() * 4))
+                    << name << " chunk " << chunk << " " << name_of(which);
               }
               i += response.size();
             }
@@ -145,7 +152,8 @@ TEST(Model, TrainingAndGeneratingModelsScoreTheSameBits) {
     const auto training = load_model(data_dir + "llama-tied", {type, true, {"*"}}, where);
     const auto generating = load_model(data_dir + "llama-tied", {type, false, {}}, where);
     std::unique_ptr<tape> saved;
-    EXPECT_EQ(training->score(reference.packed(), 1.f, true, &saved).logprobs, generating->score(reference.packed(), 1.f, false, nullptr).logprobs);
+    EXPECT_EQ(training->score(reference.packed(), 1.f, true, &saved).logprobs,
+              generating->score(reference.packed(), 1.f, false, nullptr).logprobs);
   }
 }
 
@@ -154,7 +162,8 @@ TEST(Model, FrozenTensorsHaveNoGradientAndTheOthersAreUnchanged) {
   const safetensors_reader file{data_dir + "llama-llama3/case.safetensors"};
   const reference_case reference{file};
   const auto all = load_model(data_dir + "llama-llama3", {dtype::f32, true, {"*"}}, where);
-  const auto some = load_model(data_dir + "llama-llama3", {dtype::f32, true, {"model.layers.1.mlp.*", "*.1.self_attn.k_proj.weight"}}, where);
+  const auto some =
+      load_model(data_dir + "llama-llama3", {dtype::f32, true, {"model.layers.1.mlp.*", "*.1.self_attn.k_proj.weight"}}, where);
   for (const auto& m : {all, some}) {
     std::unique_ptr<tape> saved;
     m->score(reference.packed(), 0.7f, true, &saved);

@@ -30,10 +30,18 @@ void sincos_exact(double x, double* sine, double* cosine) {
     c = 1 - r2 * c / double(k * (k - 1));
   s *= r;
   switch (std::int64_t(n) & 3) {
-  case 0: *sine = s, *cosine = c; break;
-  case 1: *sine = c, *cosine = -s; break;
-  case 2: *sine = -s, *cosine = -c; break;
-  default: *sine = -c, *cosine = s; break;
+  case 0:
+    *sine = s, *cosine = c;
+    break;
+  case 1:
+    *sine = c, *cosine = -s;
+    break;
+  case 2:
+    *sine = -s, *cosine = -c;
+    break;
+  default:
+    *sine = -c, *cosine = s;
+    break;
   }
 }
 

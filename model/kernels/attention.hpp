@@ -20,7 +20,8 @@ struct attention_shape {
 };
 
 /// Writes the batch's keys and values (rotated) into blocks. cache: [n_blocks][block_elements].
-template <class T> void write_keys_values(compute& where, const attention_shape& shape, const token_batch& batch, const T* qkv, T* cache);
+template <class T>
+void write_keys_values(compute& where, const attention_shape& shape, const token_batch& batch, const T* qkv, T* cache);
 
 /// out [n_tokens, n_heads * head_dim]: each row attends to positions 0 .. its own of its segment's blocks.
 /// Bits: scores by the GEMM's order over head_dim, softmax over the whole row, probabilities rounded to T, values by the
@@ -38,7 +39,7 @@ key_rows find_key_rows(const token_batch& batch);
 /// d_qkv [n_tokens, row()] f32 is overwritten with the gradients of queries, keys and values (rotated). Deterministic: keys shared
 /// by several segments add up in segment order.
 template <class T>
-void attend_backward(compute& where, const attention_shape& shape, const token_batch& batch, const key_rows& keys, const T* qkv, const T* out,
-                     const float* d_out, float* d_qkv);
+void attend_backward(compute& where, const attention_shape& shape, const token_batch& batch, const key_rows& keys, const T* qkv,
+                     const T* out, const float* d_out, float* d_qkv);
 
 } // namespace troupe::kernels

@@ -10,7 +10,8 @@ namespace troupe::kernels {
 // depend on that row alone. Threads and instruction set come from `where` and change no bit. Row-major, no padding.
 
 /// out [n, h] = table [vocab, h] at ids; zeros where an id is negative (another rank's).
-template <class T> void embed(compute& where, const T* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, T* out);
+template <class T>
+void embed(compute& where, const T* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, T* out);
 /// grad [vocab, h] += d_out [n, h] at ids, rows in order; negative ids are left out.
 void embed_backward(compute& where, const std::int32_t* ids, const float* d_out, std::int64_t n, std::int64_t h, float* grad);
 
@@ -19,8 +20,8 @@ template <class T>
 void rms_norm(compute& where, const T* x, const T* w, float eps, std::int64_t n, std::int64_t h, T* y, float* inverse);
 /// dx [n, h] += ..., dw [h] += ... (dw may be null).
 template <class T>
-void rms_norm_backward(compute& where, const float* dy, const T* x, const T* w, const float* inverse, std::int64_t n, std::int64_t h, float* dx,
-                       float* dw);
+void rms_norm_backward(compute& where, const float* dy, const T* x, const T* w, const float* inverse, std::int64_t n, std::int64_t h,
+                       float* dx, float* dw);
 
 /// Rotates the first `heads` heads of each row (stride ldx) in place by its position; inverse: the other way (gradients).
 template <class T>
@@ -28,12 +29,14 @@ void rope(compute& where, T* x, std::int64_t ldx, std::int64_t n, const std::int
           const float* table, bool inverse);
 
 /// gate_up [n, ceil(inter/16)*32] as an ungated gated GEMM leaves it -> act [n, inter].
-template <class T> void silu_mul(compute& where, const T* gate_up, std::int64_t n, std::int64_t inter, T* act);
+template <class T>
+void silu_mul(compute& where, const T* gate_up, std::int64_t n, std::int64_t inter, T* act);
 template <class T>
 void silu_mul_backward(compute& where, const T* gate_up, const float* d_act, std::int64_t n, std::int64_t inter, T* d_gate_up);
 
 /// y = x rounded to T.
-template <class T> void convert(compute& where, const float* x, std::int64_t n, T* y);
+template <class T>
+void convert(compute& where, const float* x, std::int64_t n, T* y);
 
 /// What log-probabilities of a row of logits need; z = logits / temperature.
 struct softmax_stats {
@@ -45,7 +48,8 @@ struct softmax_stats {
 /// Of a whole row from those of its slices, in order. One slice: itself.
 softmax_stats merge(const softmax_stats* slices, int n);
 softmax_stats softmax_row(isa which, const float* logits, std::int64_t vocab, float temperature, bool moment);
-void softmax_rows(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature, bool moment, softmax_stats* out);
+void softmax_rows(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature, bool moment,
+                  softmax_stats* out);
 
 /// Gradients that reach one row of logits: of the log-probs of `ids` (which differ) and of the entropy. Of a slice of the
 /// vocabulary `ids` count from its beginning, and `elsewhere` is the sum of the other slices' d_logprob.
@@ -57,8 +61,8 @@ struct row_gradient {
 };
 /// d_logits [rows, vocab] from them.
 template <class T>
-void softmax_backward(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature, const softmax_stats* stats,
-                      const row_gradient* gradients, T* d_logits);
+void softmax_backward(compute& where, const float* logits, std::int64_t rows, std::int64_t vocab, float temperature,
+                      const softmax_stats* stats, const row_gradient* gradients, T* d_logits);
 
 /// e^x for x <= 0 with the kernels' arithmetic: 0 below -87. Any thread.
 float exp_negative(float x);

@@ -16,7 +16,8 @@ using bf16 = std::uint16_t;
 
 /// A weight [n, k] laid out for the processor: panels of 32 columns (outputs), each a linear stream over k in steps of 32.
 /// bf16: two tiles [k/2][16 columns][2]; float: [k][32 columns]; zero padded. Gated: even tiles gate, odd tiles up; n counts outputs.
-template <class T> class packed_weight {
+template <class T>
+class packed_weight {
 public:
   packed_weight() = default;
   packed_weight(std::int64_t n, std::int64_t k, bool gated = false); // zeros
@@ -28,7 +29,9 @@ public:
   std::size_t bytes() const { return std::size_t(panels() * k_steps() * 1024) * sizeof(T); }
   const T* data() const { return data_.get(); }
   /// Tile c (16 columns) of k step b; a tile's rows are 64 bytes (bf16) or 128 bytes (float) apart.
-  T* tile(std::int64_t c, std::int64_t b) const { return data_.get() + ((c / 2) * k_steps() + b) * 1024 + (c % 2) * (sizeof(T) == 2 ? 512 : 16); }
+  T* tile(std::int64_t c, std::int64_t b) const {
+    return data_.get() + ((c / 2) * k_steps() + b) * 1024 + (c % 2) * (sizeof(T) == 2 ? 512 : 16);
+  }
   /// Gated weights without the gating: 2 n outputs, gate and up in turn, 16 each. Shares the memory.
   packed_weight ungated() const;
 
@@ -48,7 +51,8 @@ template <class T>
 void pack_rows(thread_pool& pool, packed_weight<T>& P, const T* S, std::int64_t lds, std::int64_t row0, std::int64_t rows);
 
 /// What is done to a finished sum: + bias (float32, before rounding), rounding to TO, gating, + residual (rounded again).
-template <class TO> struct gemm_epilogue {
+template <class TO>
+struct gemm_epilogue {
   const float* bias = nullptr;
   const TO* residual = nullptr; // may be Y itself
   std::int64_t ldr = 0;
@@ -60,14 +64,19 @@ template <class T, class TO>
 void gemm(thread_pool& pool, isa which, const T* X, std::int64_t ldx, std::int64_t M, const packed_weight<T>& W, TO* Y, std::int64_t ldy,
           std::type_identity_t<gemm_epilogue<TO>> e = {});
 
-/// The inner kernel, for attention. A: `rows` packed rows (see `micro`), B: nk steps of a panel, C: [rows][32] sums, continued unless `first`.
-using micro_kernel = void (*)(int rows, const char* A, std::int64_t a2, const char* B, std::int64_t nk, float* C, bool first, const char* pf,
-                              std::int64_t pfs);
+/// The inner kernel, for attention. A: `rows` packed rows (see `micro`), B: nk steps of a panel, C: [rows][32] sums, continued unless
+/// `first`.
+using micro_kernel = void (*)(int rows, const char* A, std::int64_t a2, const char* B, std::int64_t nk, float* C, bool first,
+                              const char* pf, std::int64_t pfs);
 /// How a path wants its left operand: at most max_rows a call; dwords: 4-byte words a row and 32 k (16: bf16 as it is, [row][32];
 /// 32: floats, [k][row]).
-struct micro { int max_rows, group, dwords; };
-template <class T> micro micro_plan(isa which);
-template <class T> micro_kernel micro_for(isa which, int rows);
+struct micro {
+  int max_rows, group, dwords;
+};
+template <class T>
+micro micro_plan(isa which);
+template <class T>
+micro_kernel micro_for(isa which, int rows);
 /// After the last AMX kernel of a task; harmless elsewhere.
 void release_tiles();
 

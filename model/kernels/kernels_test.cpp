@@ -26,7 +26,8 @@ std::vector<float> random_floats(std::size_t n, std::uint32_t seed, float scale 
     x = normal(rng);
   return v;
 }
-template <class T> std::vector<T> as(const std::vector<float>& v) {
+template <class T>
+std::vector<T> as(const std::vector<float>& v) {
   std::vector<T> out(v.size());
   for (std::size_t i = 0; i < v.size(); ++i) {
     if constexpr (sizeof(T) == 2)
@@ -60,13 +61,16 @@ float defined_sum(const float* x, const float* w, std::int64_t k) {
   return acc;
 }
 
-template <class T> class Gemm : public testing::Test {};
+template <class T>
+class Gemm : public testing::Test {};
 using types = testing::Types<bf16, float>;
 TYPED_TEST_SUITE(Gemm, types);
 
 TYPED_TEST(Gemm, IsItsDefinitionOnEveryInstructionSetForAnyRowsAndThreads) {
   using T = TypeParam;
-  struct shape { std::int64_t n, k; };
+  struct shape {
+    std::int64_t n, k;
+  };
   for (const auto [n, k] : {shape{1, 1}, {17, 33}, {33, 40}, {48, 64}, {70, 576}, {40, 1030}}) {
     const auto w = as<T>(random_floats(std::size_t(n * k), 1)), x = as<T>(random_floats(std::size_t(70 * k), 2));
     std::vector<float> expected(std::size_t(70 * n));
@@ -101,7 +105,8 @@ TYPED_TEST(Gemm, ManyRowsAndSlicesOfKChangeNoBit) {
     gemm(pool, which, x.data(), k, M, packed, y.data(), n);
     for (const std::int64_t m : {0, 1, 255, 256, 511, 599})
       for (std::int64_t c = 0; c < n; ++c)
-        ASSERT_EQ(y[std::size_t(m * n + c)], defined_sum(&x[std::size_t(m * k)], &w[std::size_t(c * k)], k)) << m << " " << c << " " << name_of(which);
+        ASSERT_EQ(y[std::size_t(m * n + c)], defined_sum(&x[std::size_t(m * k)], &w[std::size_t(c * k)], k))
+            << m << " " << c << " " << name_of(which);
   }
 }
 
@@ -109,7 +114,8 @@ TYPED_TEST(Gemm, FusedGatingAndResidualAreTheSeparateSteps) {
   using T = TypeParam;
   compute where(2);
   const std::int64_t n = 40, k = 48, M = 9;
-  const auto g = as<T>(random_floats(n * k, 5)), u = as<T>(random_floats(n * k, 6)), x = as<T>(random_floats(M * k, 7, 3.f)), r = as<T>(random_floats(M * n, 8));
+  const auto g = as<T>(random_floats(n * k, 5)), u = as<T>(random_floats(n * k, 6)), x = as<T>(random_floats(M * k, 7, 3.f)),
+             r = as<T>(random_floats(M * n, 8));
   packed_weight<T> gated(n, k, true);
   pack(where.pool(), gated, g.data(), k, n, 0, 0);
   pack(where.pool(), gated, u.data(), k, n, 0, 1);
@@ -153,9 +159,12 @@ TYPED_TEST(Gemm, PackedRowsSumOverRows) {
 
 // ---- attention ----
 
-struct sequence_case { std::vector<std::int32_t> lengths; }; // rows of each whole sequence
+struct sequence_case {
+  std::vector<std::int32_t> lengths;
+}; // rows of each whole sequence
 
-template <class T> class Attention : public testing::Test {};
+template <class T>
+class Attention : public testing::Test {};
 TYPED_TEST_SUITE(Attention, types);
 
 token_batch whole(const std::vector<std::int32_t>& lengths) {
@@ -206,7 +215,8 @@ TYPED_TEST(Attention, IsSoftmaxAttentionAndItsBitsDependOnTheSequenceAlone) {
           write_keys_values(where, sh, b, rows, other.data());
           attend(where, sh, b, rows, other.data(), piece.data() + std::size_t(begin) * std::size_t(width));
         }
-        ASSERT_EQ(0, std::memcmp(piece.data(), expected.data() + row * std::size_t(width), piece.size() * sizeof(T))) << length << " " << name_of(which);
+        ASSERT_EQ(0, std::memcmp(piece.data(), expected.data() + row * std::size_t(width), piece.size() * sizeof(T)))
+            << length << " " << name_of(which);
         row += std::size_t(length);
       }
     }
@@ -215,7 +225,9 @@ TYPED_TEST(Attention, IsSoftmaxAttentionAndItsBitsDependOnTheSequenceAlone) {
     for (const auto length : lengths) {
       for (std::int32_t i = 0; i < length; ++i)
         for (std::int64_t h = 0; h < sh.n_heads; ++h) {
-          const auto at = [&](std::size_t r, std::int64_t head, std::int64_t j) { return double(value(qkv[r * std::size_t(sh.row()) + std::size_t(head * sh.head_dim + j)])); };
+          const auto at = [&](std::size_t r, std::int64_t head, std::int64_t j) {
+            return double(value(qkv[r * std::size_t(sh.row()) + std::size_t(head * sh.head_dim + j)]));
+          };
           std::vector<double> p;
           double total = 0, best = -1e300;
           for (std::int32_t k = 0; k <= i; ++k) {
@@ -231,7 +243,8 @@ TYPED_TEST(Attention, IsSoftmaxAttentionAndItsBitsDependOnTheSequenceAlone) {
             double o = 0;
             for (std::int32_t k = 0; k <= i; ++k)
               o += p[std::size_t(k)] / total * at(row0 + std::size_t(k), sh.n_heads + sh.n_kv_heads + h / sh.group(), j);
-            ASSERT_NEAR(value(expected[(row0 + std::size_t(i)) * std::size_t(width) + std::size_t(h * sh.head_dim + j)]), o, sizeof(T) == 2 ? 4e-2 : 1e-5);
+            ASSERT_NEAR(value(expected[(row0 + std::size_t(i)) * std::size_t(width) + std::size_t(h * sh.head_dim + j)]), o,
+                        sizeof(T) == 2 ? 4e-2 : 1e-5);
           }
         }
       row0 += std::size_t(length);
@@ -241,7 +254,8 @@ TYPED_TEST(Attention, IsSoftmaxAttentionAndItsBitsDependOnTheSequenceAlone) {
 
 // ---- row kernels ----
 
-template <class T> class Rows : public testing::Test {};
+template <class T>
+class Rows : public testing::Test {};
 TYPED_TEST_SUITE(Rows, types);
 
 TYPED_TEST(Rows, EveryInstructionSetGivesTheSameBits) {
@@ -279,7 +293,8 @@ TYPED_TEST(Rows, EveryInstructionSetGivesTheSameBits) {
         if (first.empty())
           first = results;
         for (std::size_t i = 0; i < results.size(); ++i)
-          ASSERT_EQ(0, std::memcmp(results[i].data(), first[i].data(), results[i].size() * 4)) << "result " << i << " width " << h << " " << name_of(which);
+          ASSERT_EQ(0, std::memcmp(results[i].data(), first[i].data(), results[i].size() * 4))
+              << "result " << i << " width " << h << " " << name_of(which);
       }
     for (std::int64_t r = 0; r < n; ++r) { // and the right ones
       double best = -1e300, sum = 0;

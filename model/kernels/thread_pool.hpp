@@ -20,12 +20,14 @@ public:
   int size() const { return size_; }
 
   /// Calls f(t) for t in 0 .. size() - 1, t = 0 on the caller; returns when all have.
-  template <class F> void run(F&& f) {
+  template <class F>
+  void run(F&& f) {
     start([](void* arg, int t) { (*static_cast<std::remove_reference_t<F>*>(arg))(t); }, const_cast<void*>(static_cast<const void*>(&f)));
   }
 
   /// f(begin, end) over [0, n) cut in size() consecutive parts.
-  template <class F> void split(std::int64_t n, F&& f) {
+  template <class F>
+  void split(std::int64_t n, F&& f) {
     run([&](int t) {
       const std::int64_t begin = n * t / size_, end = n * (t + 1) / size_;
       if (begin < end)
@@ -34,7 +36,8 @@ public:
   }
 
   /// f(i) for i in [0, n), handed out one by one: for items of unequal cost. Results must not depend on who does which.
-  template <class F> void each(std::int64_t n, F&& f) {
+  template <class F>
+  void each(std::int64_t n, F&& f) {
     std::atomic<std::int64_t> next{0};
     run([&](int) {
       for (std::int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;)

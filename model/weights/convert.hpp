@@ -33,8 +33,9 @@ struct new_adapter {
 };
 
 /// Two models and an adapter, as a split model's configuration file says, to one split checkpoint. type: of every tensor; none:
-/// each keeps its source's, a new adapter the second model's. adapter: with `adapter_init = "fit"`. seed: of `adapter_init = "normal"` and of a new value head.
-/// Tokenizer and generation configuration are the first model's. Memory: the largest tensor. Same promises as convert_gguf.
+/// each keeps its source's, a new adapter the second model's. adapter: with `adapter_init = "fit"`. seed: of `adapter_init = "normal"` and
+/// of a new value head. Tokenizer and generation configuration are the first model's. Memory: the largest tensor. Same promises as
+/// convert_gguf.
 conversion convert_split(const std::filesystem::path& config, const std::filesystem::path& target, std::optional<dtype> type,
                          std::uint64_t seed, const new_adapter* adapter = nullptr);
 
