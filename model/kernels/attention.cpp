@@ -12,33 +12,8 @@
 
 namespace troupe::kernels {
 
-#define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define RG_W 16
-namespace v16 {
-#include "model/kernels/attention.inl"
-} // namespace v16
-#undef RG_W
-#undef RG_TGT
-#undef OP
-#define RG_TGT __attribute__((target("avx2,fma")))
-#define RG_W 8
-namespace v8 {
-#include "model/kernels/attention.inl"
-} // namespace v8
-#undef RG_W
-#undef RG_TGT
-#undef OP
-#define RG_TGT
-#define RG_W 1
-namespace v1 {
-#include "model/kernels/attention.inl"
-} // namespace v1
-#undef RG_W
-#undef RG_TGT
-#undef OP
-
-#define RG_CALL(which, f, ...)                                                                                                             \
-  ((which) == isa::scalar ? v1::f(__VA_ARGS__) : (which) == isa::avx2 ? v8::f(__VA_ARGS__) : v16::f(__VA_ARGS__))
+#define RG_SOURCE "model/kernels/attention.inl"
+#include "model/kernels/per_isa.inl"
 
 namespace {
 
@@ -206,7 +181,7 @@ struct attend_task {
     const float scale = 1.f / std::sqrt(float(d));
     float sums[32];
     for (std::int32_t m = 0; m < rows; ++m)
-      sums[m] = RG_CALL(which, softmax_scores, S + m * 32, blocks, stride, keys_of(m), scale);
+      sums[m] = RG_CALL(which, softmax_scores<float>, S + m * 32, blocks, stride, keys_of(m), scale, S + m * 32);
     left_operand<T> probabilities(which, plan, rows, 1, a);
     for (std::int64_t b = 0; b < blocks; ++b) {
       for (std::int32_t m = 0; m < rows; ++m) {

@@ -9,9 +9,11 @@ OP float reduce(const V* lanes) {
   return tree16(t);
 }
 
-// Scores of one row, in pieces of 32 keys `stride` floats apart, become e^(scale s - max); returns their sum. Keys from n_keys on become 0.
-// Sum: 16 virtual lanes over keys ascending, then tree16. The maximum may be taken in any order.
-RG_TGT static float softmax_scores(float* S, std::int64_t n_blocks, std::int64_t stride, std::int64_t n_keys, float scale) {
+// Scores of one row, in pieces of 32 keys `stride` floats apart -> e^(scale s - max) in out, pieces alike, rounded to its type; out may
+// be S. Returns their sum before rounding: 16 virtual lanes over keys ascending, then tree16. Keys from n_keys on become 0.
+// The maximum may be taken in any order.
+template <class T>
+RG_TGT static float softmax_scores(float* S, std::int64_t n_blocks, std::int64_t stride, std::int64_t n_keys, float scale, T* out) {
   const std::int64_t used = (n_keys + 31) / 32;
   float* last = S + (used - 1) * stride;
   for (std::int64_t j = n_keys - (used - 1) * 32; j < 32; ++j)
@@ -31,39 +33,13 @@ RG_TGT static float softmax_scores(float* S, std::int64_t n_blocks, std::int64_t
   for (std::int64_t b = 0; b < used; ++b)
     for (int j = 0; j < 32; j += 16)
       for (int i = 0; i < L; ++i) {
-        float* s = S + b * stride + j + i * W;
-        V p = exp_negative(sub(mul(ld(s), set1(scale)), shift));
-        st(s, p);
+        const std::int64_t at = b * stride + j + i * W;
+        V p = exp_negative(sub(mul(ld(S + at), set1(scale)), shift));
+        store_as(out + at, round_as(out, p));
         acc[i] = add(acc[i], p);
       }
   for (std::int64_t b = used; b < n_blocks; ++b)
-    std::memset(S + b * stride, 0, 32 * sizeof(float));
-  return reduce(acc);
-}
-
-// The same for rows of contiguous keys; the probabilities go to P rounded to bf16, n_blocks of 32.
-RG_TGT static float softmax_to_bf16(float* S, std::int64_t n_blocks, std::int64_t n_keys, float scale, bf16* P) {
-  const std::int64_t used = (n_keys + 31) / 32 * 32;
-  for (std::int64_t j = n_keys; j < used; ++j)
-    S[j] = -std::numeric_limits<float>::infinity();
-  V m = set1(-std::numeric_limits<float>::infinity());
-  for (std::int64_t j = 0; j < used; j += W)
-    m = max(m, mul(ld(S + j), set1(scale)));
-  float lane[W], best = -std::numeric_limits<float>::infinity();
-  st(lane, m);
-  for (float v : lane)
-    best = v > best ? v : best;
-  V acc[L];
-  for (int i = 0; i < L; ++i)
-    acc[i] = set1(0.f);
-  const V shift = set1(best);
-  for (std::int64_t j = 0; j < used; j += 16)
-    for (int i = 0; i < L; ++i) {
-      V p = exp_negative(sub(mul(ld(S + j + i * W), set1(scale)), shift));
-      acc[i] = add(acc[i], p);
-      stb(P + j + i * W, rnd(p));
-    }
-  std::memset(P + used, 0, std::size_t(n_blocks * 32 - used) * sizeof(bf16));
+    std::memset(out + b * stride, 0, 32 * sizeof(T));
   return reduce(acc);
 }
 
@@ -89,12 +65,12 @@ template <class T> RG_TGT void round_scores(const float* p, float* out) {
 }
 
 // y[0..n) += a * x, n a multiple of 16.
-RG_TGT static void axpy(float a, const float* x, std::int64_t n, float* y) {
+[[maybe_unused]] RG_TGT static void axpy(float a, const float* x, std::int64_t n, float* y) {
   const V va = set1(a);
   for (std::int64_t j = 0; j < n; j += W)
     st(y + j, fma(va, ld(x + j), ld(y + j)));
 }
-RG_TGT static float dot(const float* x, const float* y, std::int64_t n) {
+[[maybe_unused]] RG_TGT static float dot(const float* x, const float* y, std::int64_t n) {
   V acc[L];
   for (int i = 0; i < L; ++i)
     acc[i] = set1(0.f);
@@ -104,7 +80,7 @@ RG_TGT static float dot(const float* x, const float* y, std::int64_t n) {
   return reduce(acc);
 }
 // From scores and dO V^T of one row: p (normalised) and dS = p (dP - delta) scale, both in place; keys from n_keys on are 0.
-RG_TGT static void backward_scores(float* s, float* dp, std::int64_t padded, std::int64_t n_keys, float scale, float delta) {
+[[maybe_unused]] RG_TGT static void backward_scores(float* s, float* dp, std::int64_t padded, std::int64_t n_keys, float scale, float delta) {
   for (std::int64_t j = n_keys; j < padded; ++j)
     s[j] = -std::numeric_limits<float>::infinity();
   float best = -std::numeric_limits<float>::infinity();

@@ -1,4 +1,5 @@
 #include "model/kernels/attention_amx.hpp"
+#include "model/kernels/amx.hpp"
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,24 +9,20 @@
 
 namespace troupe::kernels {
 
-#define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
+// Of the namespaces of per_isa.inl the one that goes with AMX.
 #define RG_W 16
+#define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
 #define RG_BF16_UNIT
 namespace v16b {
 #include "model/kernels/attention.inl"
 } // namespace v16b
 #undef RG_BF16_UNIT
-#undef RG_W
 #undef RG_TGT
+#undef RG_W
 #undef OP
 
 namespace {
 
-struct alignas(64) tile_configuration {
-  std::uint8_t palette = 1, start = 0, pad[14] = {};
-  std::uint16_t bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
 thread_local int tile_rows = 0; // rows configured in this thread, 0 = none
 
 // Tiles 0-3: sums, 4-5: keys or values (16 rows), 6-7: queries or probabilities.
@@ -37,14 +34,9 @@ void configure(int rows) {
     c.bytes[t] = 64;
     c.rows[t] = std::uint8_t(t == 4 || t == 5 ? 16 : rows);
   }
-  asm volatile("ldtilecfg %0" ::"m"(c));
+  load_tile_configuration(c);
   tile_rows = rows;
 }
-
-#define TILE_LOAD(t, p, stride) asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"((std::int64_t)(stride)) : "memory")
-#define TILE_STORE(t, p, stride) asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((std::int64_t)(stride)) : "memory")
-#define TILE_ZERO(t) asm volatile("tilezero %%tmm" #t ::)
-#define TILE_DP(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 
 // One head's share of a block is one stretch of memory per kind; asking for it early hides the step from block to block.
 void prefetch(const bf16* p, std::int64_t elements) {
@@ -157,7 +149,7 @@ void attend_tile(const attention_shape& sh, const segment& seg, const tile_rows_
   const float scale = 1.f / std::sqrt(float(d));
   float sums[16];
   for (int m = 0; m < rows; ++m)
-    sums[m] = v16b::softmax_to_bf16(S + m * ld, blocks, keys_of(m), scale, P + m * ldp);
+    sums[m] = v16b::softmax_scores(S + m * ld, blocks, 32, keys_of(m), scale, P + m * ldp);
   for (std::int64_t c = 0; c < d; c += 64) {
     weighted_values(P, ldp, values, blocks, c, d - c > 32, O);
     for (int m = 0; m < rows; ++m)
@@ -176,7 +168,7 @@ void attend_amx(const attention_shape& sh, const segment& seg, std::int32_t kv_h
 
 void release_attention_tiles() {
   if (tile_rows)
-    asm volatile("tilerelease");
+    release_all_tiles();
   tile_rows = 0;
 }
 

@@ -8,34 +8,8 @@
 
 namespace troupe::kernels {
 
-#define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define RG_W 16
-namespace v16 {
-#include "model/kernels/elementwise.inl"
-} // namespace v16
-#undef RG_W
-#undef RG_TGT
-#undef OP
-#define RG_TGT __attribute__((target("avx2,fma")))
-#define RG_W 8
-namespace v8 {
-#include "model/kernels/elementwise.inl"
-} // namespace v8
-#undef RG_W
-#undef RG_TGT
-#undef OP
-#define RG_TGT
-#define RG_W 1
-namespace v1 {
-#include "model/kernels/elementwise.inl"
-} // namespace v1
-#undef RG_W
-#undef RG_TGT
-#undef OP
-
-// Calls the kernel of the instruction set.
-#define RG_CALL(which, f, ...)                                                                                                             \
-  ((which) == isa::scalar ? v1::f(__VA_ARGS__) : (which) == isa::avx2 ? v8::f(__VA_ARGS__) : v16::f(__VA_ARGS__))
+#define RG_SOURCE "model/kernels/elementwise.inl"
+#include "model/kernels/per_isa.inl"
 
 template <class T>
 void embed(compute& where, const T* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, T* out) {

@@ -1,6 +1,7 @@
 // Row-invariant GEMM. The bits of an output element depend on its row of X, its row of W, k and the order (docs/numerics.md).
 #include "model/kernels/gemm.hpp"
 #include "core/error.hpp"
+#include "model/kernels/amx.hpp"
 #include "model/kernels/thread_pool.hpp"
 #include <algorithm>
 #include <cmath>
@@ -15,47 +16,13 @@
 
 namespace troupe::kernels {
 
-#define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
-#define RG_W 16
-namespace v16 {
-#include "model/kernels/gemm.inl"
-} // namespace v16
-#undef RG_TGT
-#undef OP
-#define RG_TGT __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")))
-#define RG_BF16_UNIT
-namespace v16b { // with AMX: sums are rounded by the processor's bf16 unit
-#include "model/kernels/gemm.inl"
-} // namespace v16b
-#undef RG_BF16_UNIT
-#undef RG_W
-#undef RG_TGT
-#undef OP
-#define RG_TGT __attribute__((target("avx2,fma")))
-#define RG_W 8
-namespace v8 {
-#include "model/kernels/gemm.inl"
-} // namespace v8
-#undef RG_W
-#undef RG_TGT
-#undef OP
-#define RG_TGT
-#define RG_W 1
-namespace v1 {
-#include "model/kernels/gemm.inl"
-} // namespace v1
-#undef RG_W
-#undef RG_TGT
-#undef OP
+#define RG_BF16_UNIT_TOO
+#define RG_SOURCE "model/kernels/gemm.inl"
+#include "model/kernels/per_isa.inl"
 
 namespace {
 
 // ---- AMX: tiles 0-3 = C (two row tiles x two column tiles), 4-5 = W, 6-7 = X. Row tiles have exactly the rows there are. ----
-struct alignas(64) tile_configuration {
-  std::uint8_t palette = 1, start = 0, pad[14] = {};
-  std::uint16_t bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
 thread_local int tile_rows = 0; // rows configured in this thread, 0 = none
 
 void configure_tiles(int rows) {
@@ -68,13 +35,9 @@ void configure_tiles(int rows) {
     c.bytes[i] = 64;
     c.rows[i] = std::uint8_t(r[i]);
   }
-  asm volatile("ldtilecfg %0" ::"m"(c));
+  load_tile_configuration(c);
   tile_rows = rows;
 }
-
-#define RG_LOAD(t, p, stride) asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"((std::int64_t)(stride)) : "memory")
-#define RG_STORE(t, p, stride) asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"((std::int64_t)(stride)) : "memory")
-#define RG_DP(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 
 inline void prefetch_lines(const char* p, std::int64_t bytes) {
   for (std::int64_t o = 0; o < bytes; o += 64)
@@ -86,15 +49,18 @@ void amx_rows(int rows, const char* A, std::int64_t a2, const char* B, std::int6
               std::int64_t pfs) {
   configure_tiles(rows);
   if (first) {
-    asm volatile("tilezero %%tmm0\n tilezero %%tmm1" ::);
-    if constexpr (MT == 2)
-      asm volatile("tilezero %%tmm2\n tilezero %%tmm3" ::);
-  } else {
-    RG_LOAD(0, C, 128);
-    RG_LOAD(1, C + 16, 128);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
     if constexpr (MT == 2) {
-      RG_LOAD(2, C + 512, 128);
-      RG_LOAD(3, C + 528, 128);
+      TILE_ZERO(2);
+      TILE_ZERO(3);
+    }
+  } else {
+    TILE_LOAD(0, C, 128);
+    TILE_LOAD(1, C + 16, 128);
+    if constexpr (MT == 2) {
+      TILE_LOAD(2, C + 512, 128);
+      TILE_LOAD(3, C + 528, 128);
     }
   }
   const char* A2 = A + a2;
@@ -104,33 +70,30 @@ void amx_rows(int rows, const char* A, std::int64_t a2, const char* B, std::int6
     // between this step's instructions: a quarter to a third faster. One row tile waits for memory instead.
     if constexpr (MT == 2)
       prefetch_lines(B + 2048, 1024);
-    RG_LOAD(4, B, 64);
-    RG_LOAD(6, A, 64);
-    RG_DP(0, 6, 4);
+    TILE_LOAD(4, B, 64);
+    TILE_LOAD(6, A, 64);
+    TILE_DP(0, 6, 4);
     if constexpr (MT == 2)
       prefetch_lines(A + s1, s1);
-    RG_LOAD(5, B + 1024, 64);
-    RG_DP(1, 6, 5);
+    TILE_LOAD(5, B + 1024, 64);
+    TILE_DP(1, 6, 5);
     if constexpr (MT == 2) {
       prefetch_lines(A2 + s2, s2);
-      RG_LOAD(7, A2, 64);
-      RG_DP(2, 7, 4);
+      TILE_LOAD(7, A2, 64);
+      TILE_DP(2, 7, 4);
       prefetch_lines(B + 3072, 1024);
-      RG_DP(3, 7, 5);
+      TILE_DP(3, 7, 5);
     }
     for (std::int64_t o = 0; o < pfs; o += 64)
       _mm_prefetch(pf + o, _MM_HINT_T1);
   }
-  RG_STORE(0, C, 128);
-  RG_STORE(1, C + 16, 128);
+  TILE_STORE(0, C, 128);
+  TILE_STORE(1, C + 16, 128);
   if constexpr (MT == 2) {
-    RG_STORE(2, C + 512, 128);
-    RG_STORE(3, C + 528, 128);
+    TILE_STORE(2, C + 512, 128);
+    TILE_STORE(3, C + 528, 128);
   }
 }
-#undef RG_LOAD
-#undef RG_STORE
-#undef RG_DP
 
 template <template <int> class F, int... I>
 micro_kernel pick(int rows, std::integer_sequence<int, I...>) {
@@ -361,7 +324,7 @@ micro_kernel micro_for(isa which, int rows) {
 
 void release_tiles() {
   if (tile_rows)
-    asm volatile("tilerelease");
+    release_all_tiles();
   tile_rows = 0;
 }
 
