@@ -2,6 +2,7 @@
 #include "learner/learner_test.hpp"
 #include "model/registry.hpp"
 #include "model/weights/safetensors.hpp"
+#include "model/weights/test_support.hpp"
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -49,19 +50,11 @@ step_case read_case() {
   return out;
 }
 
-std::vector<float> floats_of(const safetensors_reader& reader, const std::string& name) {
-  const auto* info = reader.find(name);
-  EXPECT_TRUE(info) << name;
-  std::vector<float> out(info->n_bytes / 4);
-  convert_elements(info->type, info->bytes.data(), dtype::f32, reinterpret_cast<std::byte*>(out.data()), out.size());
-  return out;
-}
-
 double largest_gradient(const safetensors_reader& reader) {
   double out = 0;
   for (const auto& [name, info] : reader.tensors())
     if (name.rfind("grad.", 0) == 0)
-      for (float x : floats_of(reader, name))
+      for (float x : test::read<float>(reader, name))
         out = std::max(out, double(std::abs(x)));
   return out;
 }
@@ -73,7 +66,7 @@ void expect_as_torch(const step_case& c, causal_lm& model, const metric_map& met
   const double scale = largest_gradient(expected), lr = c.cfg.learner.optim.lr;
   std::size_t compared = 0;
   for (const auto& p : model.parameters()) {
-    const auto grad = floats_of(expected, "grad." + p.name), after = floats_of(expected, "after." + p.name);
+    const auto grad = test::read<float>(expected, "grad." + p.name), after = test::read<float>(expected, "after." + p.name);
     ASSERT_EQ(grad.size(), p.numel()) << p.name;
     for (std::size_t i = 0; i < grad.size(); ++i) {
       ASSERT_NEAR(p.grad[i], grad[i], 2e-6 * scale) << p.name << " " << i;

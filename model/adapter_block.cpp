@@ -1,6 +1,5 @@
 #include "model/adapter_block.hpp"
 #include "core/error.hpp"
-#include "model/kernels/elementwise.hpp"
 #include "model/kernels/thread_pool.hpp"
 
 namespace troupe {
@@ -26,13 +25,6 @@ void relu(compute& where, const at::Tensor& x) {
       if (not_positive(*value))
         *value = T(0);
   });
-}
-
-template <class T>
-at::Tensor rounded(compute& where, const at::Tensor& x) {
-  at::Tensor y = empty_matrix<T>(x.size(0), x.size(1));
-  kernels::convert(where, data<float>(x), x.numel(), data<T>(y));
-  return y;
 }
 
 // d_mid becomes zero where the ReLU's output is.
@@ -83,14 +75,14 @@ template <class T>
 at::Tensor adapter_block<T>::backward(pass& p, const saved_tensors& saved, at::Tensor d_hidden, bool input_gradient) {
   const at::Tensor &hidden = saved[0], &mid = saved[1];
   const std::int64_t n = mid.size(0);
-  const at::Tensor dy = tp_.gather_rows<T>(rounded<T>(p.where, d_hidden), n, weight2_.name);
+  const at::Tensor dy = tp_.gather_rows<T>(narrowed<T>(p.where, d_hidden), n, weight2_.name);
   linear2_.backward_weights(p.where, dy, mid);
   if (!input_gradient && !linear1_.any_trainable())
     return {};
   const at::Tensor d_mid32 = linear2_.backward_input(p.where, dy);
   if (relu_)
     relu_backward<T>(p.where, d_mid32, mid);
-  const at::Tensor d_mid = rounded<T>(p.where, d_mid32);
+  const at::Tensor d_mid = narrowed<T>(p.where, d_mid32);
   if (linear1_.any_trainable())
     linear1_.backward_weights(p.where, d_mid, tp_.gather_rows<T>(hidden, n, weight1_.name));
   return input_gradient ? tp_.sum_rows<float>(p.where, linear1_.backward_input(p.where, d_mid), nullptr, weight1_.name) : at::Tensor{};

@@ -12,13 +12,15 @@ namespace troupe {
 
 namespace {
 
-constexpr std::int64_t batch_tokens = 2048; // of one pass; no result depends on it
+// No result depends on these.
+constexpr std::int64_t batch_tokens = 2048; // of one pass
+constexpr std::int64_t head_rows = 128;     // of logits that exist at once
 
-using sequences_t = std::vector<std::vector<std::int32_t>>;
+using token_sequences = std::vector<std::vector<std::int32_t>>;
 using states = std::vector<at::Tensor>; // hidden states of each batch, [n, width] f32
 
 // Sequences as packed batches, without targets.
-std::vector<token_batch> pack_sequences(const sequences_t& sequences) {
+std::vector<token_batch> pack_sequences(const token_sequences& sequences) {
   std::vector<token_batch> batches;
   for (const auto& ids : sequences) {
     if (batches.empty() || std::int64_t(batches.back().ids.size() + ids.size()) > batch_tokens)
@@ -79,16 +81,27 @@ public:
     head.lay_out(where_, false);
     double sum = 0;
     std::int64_t n = 0;
-    std::vector<float> logits(std::size_t(cfg_.vocab_size));
-    for (std::size_t i = 0; i < batches.size(); ++i)
-      for (const auto& s : batches[i].segments)
-        for (std::int32_t r = s.row_begin; r + 1 < s.row_end; ++r, ++n) {
-          const std::int32_t rows[] = {r};
-          head.logits(where_, head.normalise(where_, hidden[i], std::int64_t(batches[i].ids.size()), rows, nullptr, nullptr), 0, 1,
-                      logits.data());
-          const auto id = batches[i].ids[std::size_t(r) + 1];
-          sum -= kernels::softmax_row(where_.which(), logits.data(), cfg_.vocab_size, 1, false).logprob(logits[std::size_t(id)], 1);
+    std::vector<float> logits(std::size_t(head_rows * cfg_.vocab_size));
+    for (std::size_t i = 0; i < batches.size(); ++i) {
+      const token_batch& b = batches[i];
+      std::vector<std::int32_t> rows; // those that another token of their sequence follows
+      for (const auto& s : b.segments)
+        for (std::int32_t r = s.row_begin; r + 1 < s.row_end; ++r)
+          rows.push_back(r);
+      const at::Tensor normalised = head.normalise(where_, hidden[i], std::int64_t(b.ids.size()), rows, nullptr, nullptr);
+      const auto n_rows = std::int64_t(rows.size());
+      for (std::int64_t begin = 0; begin < n_rows; begin += head_rows) {
+        const std::int64_t count = std::min(head_rows, n_rows - begin);
+        head.logits(where_, normalised, begin, count, logits.data());
+        std::vector<kernels::softmax_stats> stats(static_cast<std::size_t>(count));
+        kernels::softmax_rows(where_, logits.data(), count, cfg_.vocab_size, 1, false, stats.data());
+        for (std::int64_t r = 0; r < count; ++r) {
+          const auto next = b.ids[std::size_t(rows[std::size_t(begin + r)]) + 1];
+          sum -= stats[std::size_t(r)].logprob(logits[std::size_t(r * cfg_.vocab_size + next)], 1);
         }
+      }
+      n += n_rows;
+    }
     return sum / double(std::max<std::int64_t>(1, n));
   }
 
@@ -197,7 +210,7 @@ std::int64_t count(const std::vector<token_batch>& batches) {
 } // namespace
 
 fitted_adapter fit_adapter(const model_config& split, const safetensors_reader& first, const safetensors_reader& second,
-                           const sequences_t& sequences, double ridge, compute& where) {
+                           const token_sequences& sequences, double ridge, compute& where) {
   if (sequences.size() < 10)
     throw error{errc::bad_input, "fit: the text makes " + std::to_string(sequences.size()) + " sequences; at least 10 are needed"};
   const std::size_t cut = sequences.size() - sequences.size() / 10;

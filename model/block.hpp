@@ -37,6 +37,9 @@ T* data(const at::Tensor& t) {
 /// Uninitialised [rows, columns] of T (bf16 or float).
 template <class T>
 at::Tensor empty_matrix(std::int64_t rows, std::int64_t columns);
+/// x [n, columns] f32 rounded to T, for the GEMMs; x itself where T is f32.
+template <class T>
+at::Tensor narrowed(compute& where, const at::Tensor& x);
 
 /// One pass over a batch, as the blocks see it.
 struct pass {

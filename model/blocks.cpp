@@ -13,18 +13,6 @@ using kernels::bf16;
 
 namespace {
 
-// f32 gradients as the compute type, for the GEMMs.
-template <class T>
-at::Tensor narrowed(compute& where, const at::Tensor& x) {
-  if constexpr (std::is_same_v<T, float>) {
-    return x;
-  } else {
-    at::Tensor y = empty_matrix<T>(x.size(0), x.size(1));
-    kernels::convert(where, data<float>(x), x.numel(), data<T>(y));
-    return y;
-  }
-}
-
 float widened(float x) { return x; }
 float widened(bf16 x) { return kernels::widen(x); }
 

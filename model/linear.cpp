@@ -18,6 +18,19 @@ template at::Tensor empty_matrix<float>(std::int64_t, std::int64_t);
 template at::Tensor empty_matrix<bf16>(std::int64_t, std::int64_t);
 
 template <class T>
+at::Tensor narrowed(compute& where, const at::Tensor& x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else {
+    at::Tensor y = empty_matrix<T>(x.size(0), x.size(1));
+    kernels::convert(where, data<float>(x), x.numel(), data<T>(y));
+    return y;
+  }
+}
+template at::Tensor narrowed<float>(compute&, const at::Tensor&);
+template at::Tensor narrowed<bf16>(compute&, const at::Tensor&);
+
+template <class T>
 stacked_linear<T>::stacked_linear(std::vector<weight*> parts, bool gated) : parts_(std::move(parts)), gated_(gated) {
   inputs_ = parts_[0]->shape[1];
   for (const weight* w : parts_)

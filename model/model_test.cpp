@@ -3,6 +3,7 @@
 #include "model/registry.hpp"
 #include "model/rope.hpp"
 #include "model/weights/safetensors.hpp"
+#include "model/weights/test_support.hpp"
 #include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
@@ -11,17 +12,10 @@
 namespace troupe {
 namespace {
 
+using test::read;
+
 const std::string data_dir = std::string(TROUPE_SOURCE_DIR) + "/tests/reference/data/";
 const std::vector<std::string> cases = {"tied", "llama3", "linear"};
-
-template <class T>
-std::vector<T> read(const safetensors_reader& file, const std::string& name) {
-  const tensor_info* t = file.find(name);
-  EXPECT_NE(t, nullptr) << name;
-  std::vector<T> v(t->n_bytes / sizeof(T));
-  std::memcpy(v.data(), t->bytes.data(), t->n_bytes);
-  return v;
-}
 
 std::vector<isa> available() {
   std::vector<isa> all;

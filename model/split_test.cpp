@@ -13,18 +13,10 @@ namespace troupe {
 namespace {
 
 using test::message_of;
+using test::read;
 using test::scratch;
 
 const std::string data_dir = std::string(TROUPE_SOURCE_DIR) + "/tests/reference/data/";
-
-template <class T>
-std::vector<T> read(const safetensors_reader& file, const std::string& name) {
-  const tensor_info* t = file.find(name);
-  EXPECT_NE(t, nullptr) << name;
-  std::vector<T> v(t->n_bytes / sizeof(T));
-  std::memcpy(v.data(), t->bytes.data(), t->n_bytes);
-  return v;
-}
 
 float largest(const std::vector<float>& values) {
   float most = 0;

@@ -149,6 +149,11 @@ private:
   void place(int rank, weight& w, bool copy);
   void add_replicas(int rank);
   void run(const std::function<void(int)>& job);
+  template <class Ask>
+  auto by_part(const packed_batch& batch, ranks_tape& t, bool save, Ask ask);
+  static std::vector<float> whole(const ranks_tape& t, const std::vector<std::span<const float>>& from, std::size_t columns);
+  static std::vector<float> part(const ranks_tape& t, std::size_t d, std::span<const float> all, std::size_t columns);
+  void backward_by_part(const ranks_tape& t, const std::function<void(causal_lm&, tape&, std::size_t)>& back);
 
   const mesh shape_;
   const std::size_t columns_; // of the head
@@ -274,104 +279,98 @@ void local_ranks::forward(const token_batch& batch, kv_cache& cache, std::span<c
   });
 }
 
-target_values local_ranks::score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) {
-  auto t = std::make_unique<ranks_tape>();
-  t->n_targets = batch.targets.size();
-  t->of_rank.resize(std::size_t(shape_.size()));
-  const bool whole = shape_.dp == 1 || batch.tokens.ids.empty();
-  if (!whole)
-    t->parts = cut_batch(batch, shape_.dp);
-  std::vector<target_values> of_part(whole ? 1 : t->parts.size());
+// ask(model, batch, save) by every rank on its replica's part of the batch -> what each part gave, once.
+template <class Ask>
+auto local_ranks::by_part(const packed_batch& batch, ranks_tape& t, bool save, Ask ask) {
+  t.n_targets = batch.targets.size();
+  t.of_rank.resize(std::size_t(shape_.size()));
+  if (shape_.dp > 1 && !batch.tokens.ids.empty())
+    t.parts = cut_batch(batch, shape_.dp);
+  std::vector<decltype(ask(model(0), batch, nullptr))> of_part(std::max<std::size_t>(1, t.parts.size()));
   run([&](int r) {
     const auto d = std::size_t(dp_rank(r));
     if (d >= of_part.size())
       return;
-    auto values = model(r).score(whole ? batch : t->parts[d].batch, temperature, entropy, save ? &t->of_rank[std::size_t(r)] : nullptr);
+    auto values = ask(model(r), t.parts.empty() ? batch : t.parts[d].batch, save ? &t.of_rank[std::size_t(r)] : nullptr);
     if (contexts_[std::size_t(r)].tp_rank == 0 && contexts_[std::size_t(r)].pp_rank == 0)
       of_part[d] = std::move(values);
   });
-  target_values values =
-      whole ? std::move(of_part[0]) : target_values{std::vector<float>(t->n_targets), std::vector<float>(entropy ? t->n_targets : 0)};
-  for (std::size_t d = 0; d < t->parts.size(); ++d)
-    for (std::size_t i = 0; i < t->parts[d].targets.size(); ++i) {
-      const auto at = std::size_t(t->parts[d].targets[i]);
-      values.logprobs[at] = of_part[d].logprobs[i];
-      if (entropy)
-        values.entropy[at] = of_part[d].entropy[i];
-    }
+  return of_part;
+}
+
+// from: [parts][targets of the part, columns] -> [targets of the batch, columns].
+std::vector<float> local_ranks::whole(const ranks_tape& t, const std::vector<std::span<const float>>& from, std::size_t columns) {
+  if (t.parts.empty())
+    return {from[0].begin(), from[0].end()};
+  std::vector<float> all(t.n_targets * columns);
+  for (std::size_t d = 0; d < t.parts.size(); ++d)
+    for (std::size_t i = 0; i < t.parts[d].targets.size(); ++i)
+      std::copy_n(from[d].begin() + std::ptrdiff_t(i * columns), columns, all.begin() + t.parts[d].targets[i] * std::ptrdiff_t(columns));
+  return all;
+}
+
+// The other way round: replica d's part.
+std::vector<float> local_ranks::part(const ranks_tape& t, std::size_t d, std::span<const float> all, std::size_t columns) {
+  if (t.parts.empty() || all.empty())
+    return {all.begin(), all.end()};
+  std::vector<float> own;
+  for (const auto i : t.parts[d].targets)
+    own.insert(own.end(), all.begin() + i * std::ptrdiff_t(columns), all.begin() + (i + 1) * std::ptrdiff_t(columns));
+  return own;
+}
+
+target_values local_ranks::score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) {
+  auto t = std::make_unique<ranks_tape>();
+  const auto of_part = by_part(batch, *t, save != nullptr, [&](causal_lm& m, const packed_batch& own, std::unique_ptr<tape>* kept) {
+    return m.score(own, temperature, entropy, kept);
+  });
+  std::vector<std::span<const float>> logprobs, entropies;
+  for (const auto& values : of_part) {
+    logprobs.emplace_back(values.logprobs);
+    entropies.emplace_back(values.entropy);
+  }
+  target_values values{whole(*t, logprobs, 1), {}};
+  if (entropy)
+    values.entropy = whole(*t, entropies, 1);
   if (save)
     *save = std::move(t);
   return values;
 }
 
-void local_ranks::backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) {
-  auto& t = dynamic_cast<ranks_tape&>(saved);
-  if (d_logprob.size() != t.n_targets || (!d_entropy.empty() && d_entropy.size() != t.n_targets))
-    throw error{errc::bad_shape,
-                "model backward: " + std::to_string(d_logprob.size()) + " gradients for " + std::to_string(t.n_targets) + " targets"};
-  run([&](int r) {
-    const auto d = std::size_t(dp_rank(r));
-    tape* own = t.of_rank[std::size_t(r)].get();
-    if (!own)
-      return;
-    if (t.parts.empty())
-      return model(r).backward(*own, d_logprob, d_entropy);
-    std::vector<float> dl, de;
-    for (const auto i : t.parts[d].targets) {
-      dl.push_back(d_logprob[std::size_t(i)]);
-      if (!d_entropy.empty())
-        de.push_back(d_entropy[std::size_t(i)]);
-    }
-    model(r).backward(*own, dl, de);
-  });
-  if (shape_.dp > 1)
-    run([this](int r) { add_replicas(r); });
-}
-
 std::vector<float> local_ranks::outputs(const packed_batch& batch, std::unique_ptr<tape>* save) {
   auto t = std::make_unique<ranks_tape>();
-  t->n_targets = batch.targets.size();
-  t->of_rank.resize(std::size_t(shape_.size()));
-  const bool whole = shape_.dp == 1 || batch.tokens.ids.empty();
-  if (!whole)
-    t->parts = cut_batch(batch, shape_.dp);
-  std::vector<std::vector<float>> of_part(whole ? 1 : t->parts.size());
-  run([&](int r) {
-    const auto d = std::size_t(dp_rank(r));
-    if (d >= of_part.size())
-      return;
-    auto values = model(r).outputs(whole ? batch : t->parts[d].batch, save ? &t->of_rank[std::size_t(r)] : nullptr);
-    if (contexts_[std::size_t(r)].tp_rank == 0 && contexts_[std::size_t(r)].pp_rank == 0)
-      of_part[d] = std::move(values);
-  });
-  std::vector<float> out = whole ? std::move(of_part[0]) : std::vector<float>(t->n_targets * columns_);
-  for (std::size_t d = 0; d < t->parts.size(); ++d)
-    for (std::size_t i = 0; i < t->parts[d].targets.size(); ++i)
-      std::copy_n(of_part[d].begin() + std::ptrdiff_t(i * columns_), columns_,
-                  out.begin() + t->parts[d].targets[i] * std::ptrdiff_t(columns_));
+  const auto of_part = by_part(batch, *t, save != nullptr,
+                               [&](causal_lm& m, const packed_batch& own, std::unique_ptr<tape>* kept) { return m.outputs(own, kept); });
+  auto out = whole(*t, {of_part.begin(), of_part.end()}, columns_);
   if (save)
     *save = std::move(t);
   return out;
 }
 
-void local_ranks::backward_outputs(tape& saved, std::span<const float> d_outputs) {
-  auto& t = dynamic_cast<ranks_tape&>(saved);
-  if (d_outputs.size() != t.n_targets * columns_)
-    throw error{errc::bad_shape, "model backward: " + std::to_string(d_outputs.size()) + " gradients for " + std::to_string(t.n_targets) +
-                                     " targets of " + std::to_string(columns_) + " columns"};
+// back(model, tape, replica) by every rank that has one; then the replicas' gradients are added up.
+void local_ranks::backward_by_part(const ranks_tape& t, const std::function<void(causal_lm&, tape&, std::size_t)>& back) {
   run([&](int r) {
-    tape* own = t.of_rank[std::size_t(r)].get();
-    if (!own)
-      return;
-    if (t.parts.empty())
-      return model(r).backward_outputs(*own, d_outputs);
-    std::vector<float> part;
-    for (const auto i : t.parts[std::size_t(dp_rank(r))].targets)
-      part.insert(part.end(), d_outputs.begin() + i * std::ptrdiff_t(columns_), d_outputs.begin() + (i + 1) * std::ptrdiff_t(columns_));
-    model(r).backward_outputs(*own, part);
+    if (tape* own = t.of_rank[std::size_t(r)].get())
+      back(model(r), *own, std::size_t(dp_rank(r)));
   });
   if (shape_.dp > 1)
     run([this](int r) { add_replicas(r); });
+}
+
+void local_ranks::backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) {
+  const auto& t = dynamic_cast<ranks_tape&>(saved);
+  if (d_logprob.size() != t.n_targets || (!d_entropy.empty() && d_entropy.size() != t.n_targets))
+    throw error{errc::bad_shape,
+                "model backward: " + std::to_string(d_logprob.size()) + " gradients for " + std::to_string(t.n_targets) + " targets"};
+  backward_by_part(t, [&](causal_lm& m, tape& own, std::size_t d) { m.backward(own, part(t, d, d_logprob, 1), part(t, d, d_entropy, 1)); });
+}
+
+void local_ranks::backward_outputs(tape& saved, std::span<const float> d_outputs) {
+  const auto& t = dynamic_cast<ranks_tape&>(saved);
+  if (d_outputs.size() != t.n_targets * columns_)
+    throw error{errc::bad_shape, "model backward: " + std::to_string(d_outputs.size()) + " gradients for " + std::to_string(t.n_targets) +
+                                     " targets of " + std::to_string(columns_) + " columns"};
+  backward_by_part(t, [&](causal_lm& m, tape& own, std::size_t d) { m.backward_outputs(own, part(t, d, d_outputs, columns_)); });
 }
 
 // Gradients of the data-parallel ranks that share this one's slices, added in rank order, and cleared.

@@ -1,6 +1,7 @@
 #pragma once
 #include "core/error.hpp"
 #include "core/files.hpp"
+#include "model/weights/safetensors.hpp"
 #include <atomic>
 #include <cstring>
 #include <filesystem>
@@ -8,6 +9,7 @@
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <vector>
 
 namespace troupe::test {
 
@@ -71,6 +73,16 @@ std::string message_of(const std::filesystem::path& dir, errc expected, Call cal
     return text;
   }
   return "";
+}
+
+/// The elements of a tensor that is stored as T.
+template <class T>
+std::vector<T> read(const safetensors_reader& file, const std::string& name) {
+  const tensor_info* t = file.find(name);
+  EXPECT_NE(t, nullptr) << name;
+  std::vector<T> v(t->n_bytes / sizeof(T));
+  std::memcpy(v.data(), t->bytes.data(), t->n_bytes);
+  return v;
 }
 
 inline std::filesystem::path reference(const std::string& name) {
