@@ -74,16 +74,6 @@ std::shared_ptr<causal_lm> make_chain(const model_config& cfg, const model_optio
   return std::make_shared<decoder_lm<T>>(cfg, std::move(parts), options, where);
 }
 
-// A tied head that is also in the files must be the embedding.
-void check_tied_head(const safetensors_reader& files, const model_config& cfg) {
-  const tensor_info* head = cfg.tie_word_embeddings ? files.find("lm_head.weight") : nullptr;
-  const tensor_info& table = *files.find("model.embed_tokens.weight");
-  if (head &&
-      (head->type != table.type || head->shape != table.shape || std::memcmp(head->bytes.data(), table.bytes.data(), head->n_bytes) != 0))
-    throw error{errc::bad_input, files.path().string() + ": tensor lm_head.weight " + spelled(head->shape) + " belongs to no part of " +
-                                     cfg.architecture + " with tie_word_embeddings; it differs from the embedding"};
-}
-
 // Reads a parameter's part of a tensor by its byte ranges: rows are one range, columns one a row. In pieces, so that no more than a
 // piece exists twice.
 class part_reader {

@@ -136,6 +136,7 @@ conversion convert_shard(const fs::path& source, const fs::path& target, std::in
   const auto cfg = load_model_config(source);
   const safetensors_reader files(source);
   check_tensors(files, cfg);
+  check_tied_head(files, cfg);
   const auto stages = stages_of(cfg, pp);
   conversion done;
   done.source = source;

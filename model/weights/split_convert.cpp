@@ -38,6 +38,7 @@ safetensors_reader open_model(const std::string& path, const std::string& key, c
     throw error(errc::bad_input, file + ": " + key + ": \"" + path + "\" is not a directory; it must hold a Hugging Face model");
   safetensors_reader files(path);
   check_tensors(files, whole);
+  check_tied_head(files, whole);
   return files;
 }
 

@@ -264,6 +264,10 @@ TEST(ConvertSplit, DamagedModelsAreNamedAndNothingIsWritten) {
             "DIR/b: tensor model.layers.5.input_layernorm.weight [48] belongs to no part of LlamaForCausalLM");
   EXPECT_EQ(refusal([](const two_models& m) { m.dir.put("b/config.json", tiny_config(48, 5, 4, 2).dump()); }),
             "DIR/b: tensor model.layers.0.self_attn.k_proj.weight is [12, 48], config.json makes it [24, 48]");
+  EXPECT_EQ(
+      refusal([](const two_models& m) { m.dir.put("b/config.json", tiny_config(48, 5, 4, 1, R"({"tie_word_embeddings": true})").dump()); }),
+      "DIR/b: tensor lm_head.weight [61, 48] belongs to no part of LlamaForCausalLM with tie_word_embeddings; it differs from the "
+      "embedding");
   EXPECT_EQ(refusal([](const two_models& m) {
               auto bytes = read_file(m.dir / "b/model.safetensors");
               const safetensors_reader b(m.dir / "b");

@@ -2,6 +2,7 @@
 #include "core/error.hpp"
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <set>
 
 namespace troupe {
@@ -63,6 +64,15 @@ void check_tensors(const safetensors_reader& files, const model_config& cfg) {
     if (!wanted.contains(name) && !is_ignored(name, cfg))
       throw error(errc::bad_input,
                   files.path().string() + ": tensor " + name + " " + spelled(tensor.shape) + " belongs to no part of " + cfg.architecture);
+}
+
+void check_tied_head(const safetensors_reader& files, const model_config& cfg) {
+  const tensor_info* head = cfg.tie_word_embeddings ? files.find("lm_head.weight") : nullptr;
+  const tensor_info& table = *files.find("model.embed_tokens.weight");
+  if (head &&
+      (head->type != table.type || head->shape != table.shape || std::memcmp(head->bytes.data(), table.bytes.data(), head->n_bytes) != 0))
+    throw error(errc::bad_input, files.path().string() + ": tensor lm_head.weight " + spelled(head->shape) + " belongs to no part of " +
+                                     cfg.architecture + " with tie_word_embeddings; it differs from the embedding");
 }
 
 } // namespace troupe

@@ -12,6 +12,9 @@ void check_tensors(const safetensors_reader& files, const model_config& cfg);
 /// One tensor of files against its spec; `name` is its name there. Throws as above; null: it is optional and absent.
 const tensor_info* check_tensor(const safetensors_reader& files, const std::string& name, const tensor_spec& expected);
 
+/// A tied head that is also in the files must be the embedding, byte for byte; after check_tensors. Throws errc::bad_input.
+void check_tied_head(const safetensors_reader& files, const model_config& cfg);
+
 /// Tensors that files may hold and no model reads; a tied head's copy among them.
 bool is_ignored(const std::string& name, const model_config& cfg);
 
