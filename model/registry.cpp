@@ -6,7 +6,6 @@
 #include "model/weights/tensor_check.hpp"
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace troupe {
 
