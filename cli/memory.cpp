@@ -92,11 +92,11 @@ std::vector<rank_memory> estimate_memory(const config& cfg, const model_config& 
   // Ranks are threads of one process and share what is not a data-parallel rank's own.
   const auto replicas = std::uint64_t(cfg.learner.data_parallel_size);
   rank_memory learner{"learner 0", {}};
-  learner.parts = {{"master weights (float32)", s.parameters * 4},
+  learner.parts = {{"master weights (float32)", n_trainable * 4},
                    {"gradients (float32)", n_trainable * 4 * replicas},
                    {"Adam's moments (float32)", n_trainable * 8},
-                   {"weights (compute type)", bf16 ? s.parameters * s.element : 0},           // float32: the masters are they
-                   {"weights laid out for the kernels", 2 * s.linear * s.element * replicas}, // forward and backward
+                   {"weights (compute type)", (s.parameters - (bf16 ? 0 : n_trainable)) * s.element}, // float32: the masters are they
+                   {"weights laid out for the kernels", 2 * s.linear * s.element * replicas},         // forward and backward
                    {"activations and logits", activation_bytes(cfg, model, s.element)}};
   if (cfg.learner.use_kl_loss)
     learner.parts.push_back({"reference model", (s.parameters + s.linear) * s.element});

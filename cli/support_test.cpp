@@ -98,6 +98,10 @@ TEST_F(cli_support, memory_follows_from_shapes) {
   EXPECT_EQ(ranks[1].parts[1].bytes, (linear + 64 * 32) * 2);
   // 4 prompts x 2 samples of 64 tokens, keys and values of 2 layers x 2 heads x 8.
   EXPECT_EQ(ranks[1].parts[2].bytes, 8u * 64 * 2 * 2 * 2 * 8 * 2);
+  // What is frozen has neither master nor gradient nor moments.
+  const auto frozen = estimate_memory(small_config("d"), tiny(true), 7)[0].parts;
+  EXPECT_EQ(frozen[0].bytes + frozen[1].bytes + frozen[2].bytes, 7u * 16);
+  EXPECT_EQ(frozen[3].bytes, parameters * 2);
   EXPECT_EQ(memory_shortage(small_config("d"), ranks, std::uint64_t{1} << 40), "");
   EXPECT_NE(memory_shortage(small_config("d"), ranks, 1000).find("this machine has 1000 B"), std::string::npos);
 }

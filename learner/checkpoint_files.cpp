@@ -5,6 +5,7 @@
 #include "model/weights/export.hpp"
 #include "model/weights/safetensors.hpp"
 #include <algorithm>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
@@ -26,29 +27,53 @@ std::string spell_shape(std::span<const std::int64_t> shape) {
   return text + "]";
 }
 
-// A frozen tensor goes back in the type it came in; the master holds its value exactly.
-dtype frozen_type(const safetensors_reader& source, const parameter& p) {
-  const auto* info = source.find(p.name);
-  return info && (info->type == dtype::bf16 || info->type == dtype::f16) ? info->type : dtype::f32;
+bool is_float(dtype type) { return type == dtype::f32 || type == dtype::bf16 || type == dtype::f16 || type == dtype::f64; }
+
+// Whether a stored tensor is the one that the model holds, rounded once to its compute type.
+bool holds(const causal_lm& model, const parameter& p, const tensor_info& stored) {
+  constexpr std::size_t piece = 1 << 16;
+  const std::size_t from = size_of(stored.type), to = size_of(model.compute_type());
+  std::vector<float> wide(piece);
+  std::vector<std::byte> rounded(piece * to);
+  auto* bytes = reinterpret_cast<std::byte*>(wide.data());
+  for (std::size_t begin = 0; begin < p.numel(); begin += piece) {
+    const std::size_t count = std::min(piece, p.numel() - begin);
+    convert_elements(stored.type, stored.bytes.data() + begin * from, dtype::f32, bytes, count);
+    convert_elements(dtype::f32, bytes, model.compute_type(), rounded.data(), count);
+    if (std::memcmp(rounded.data(), p.value.data() + begin * to, count * to) != 0)
+      return false;
+  }
+  return true;
 }
 
-void write_weights(const fs::path& dir, const fs::path& source, std::span<const parameter> params) {
+// A frozen tensor goes back as it came, byte for byte: the model holds it in its compute type alone.
+tensor_to_make frozen(const causal_lm& model, const parameter& p, const safetensors_reader& source) {
+  const tensor_info* stored = source.find(p.name);
+  if (!stored) // one that a file may lack: zero
+    return {p.name, dtype::f32, p.shape, [](std::span<std::byte> out) { std::fill(out.begin(), out.end(), std::byte{}); }};
+  return {p.name, stored->type, p.shape, [&model, &p, &source, stored](std::span<std::byte> out) {
+            if (stored->n_bytes != out.size() || !holds(model, p, *stored))
+              throw error{errc::failed, source.path().string() + ": tensor " + p.name +
+                                            ", which is not trained, is another than when it was loaded; model.path must stay as it is"};
+            std::copy(stored->bytes.begin(), stored->bytes.end(), out.begin());
+            source.release(*stored);
+          }};
+}
+
+void write_weights(const fs::path& dir, const fs::path& source, causal_lm& model) {
+  const auto params = model.parameters();
   std::optional<safetensors_reader> original;
   if (std::any_of(params.begin(), params.end(), [](const auto& p) { return !p.trainable; }))
     original.emplace(source);
-  std::vector<std::vector<std::byte>> converted;
-  converted.reserve(params.size());
-  std::vector<tensor_to_write> tensors;
-  for (const auto& p : params) {
-    auto bytes = std::as_bytes(p.master);
-    dtype type = dtype::f32;
-    if (!p.trainable && (type = frozen_type(*original, p)) != dtype::f32) {
-      converted.emplace_back(p.numel() * size_of(type));
-      convert_elements(dtype::f32, bytes.data(), type, converted.back().data(), p.numel());
-      bytes = converted.back();
-    }
-    tensors.push_back({p.name, type, p.shape, bytes});
-  }
+  std::vector<tensor_to_make> tensors;
+  for (const auto& p : params)
+    if (p.trainable)
+      tensors.push_back({p.name, dtype::f32, p.shape, [&p](std::span<std::byte> out) {
+                           const auto bytes = std::as_bytes(p.master);
+                           std::copy(bytes.begin(), bytes.end(), out.begin());
+                         }});
+    else
+      tensors.push_back(frozen(model, p, *original));
   write_safetensors(dir, tensors);
 }
 
@@ -73,7 +98,7 @@ const tensor_info& expect_tensor(const safetensors_reader& reader, const std::st
   if (info->shape != p.shape)
     throw error{errc::bad_input, reader.path().string() + ": tensor " + name + " has shape " + spell_shape(info->shape) +
                                      ", the model's is " + spell_shape(p.shape)};
-  if (info->type != dtype::f32 && !(any_float && (info->type == dtype::bf16 || info->type == dtype::f16)))
+  if (info->type != dtype::f32 && !(any_float && is_float(info->type)))
     throw error{errc::bad_input,
                 reader.path().string() + ": tensor " + name + " is " + std::string(name_of(info->type)) + " where F32 was written"};
   return *info;
@@ -103,7 +128,7 @@ learner_counters read_counters(const fs::path& file) {
 
 void write_learner_files(const fs::path& dir, const fs::path& source, causal_lm& model, dtype declared, std::span<const moments> state,
                          const learner_counters& counters) {
-  write_weights(dir, source, model.parameters());
+  write_weights(dir, source, model);
   write_moments(dir, model.parameters(), state);
   write_model_config(dir, model.config(), declared);
   copy_tokenizer_files(source, dir);
@@ -133,15 +158,24 @@ learner_counters read_learner_files(const fs::path& dir, causal_lm& model, std::
   }
   expect_no_other(weights, weight_names);
   expect_no_other(optimizer, moment_names);
+  for (const auto& p : params) {
+    if (p.trainable)
+      continue;
+    const tensor_info& stored = *weights.find(p.name);
+    if (!holds(model, p, stored))
+      throw error{errc::bad_input, dir.string() + ": tensor " + p.name +
+                                       ", which is not trained, is another than the model's; does model.path hold another model now?"};
+    weights.release(stored);
+  }
 
   const auto copy = [](const tensor_info& from, std::span<float> to) {
     convert_elements(from.type, from.bytes.data(), dtype::f32, std::as_writable_bytes(to).data(), to.size());
   };
   std::size_t i = 0;
   for (const auto& p : params) {
-    copy(*weights.find(p.name), p.master);
     if (!p.trainable)
       continue;
+    copy(*weights.find(p.name), p.master);
     copy(*optimizer.find("exp_avg." + p.name), state[i].first);
     copy(*optimizer.find("exp_avg_sq." + p.name), state[i].second);
     ++i;

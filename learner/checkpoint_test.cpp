@@ -18,13 +18,17 @@ struct run {
   std::shared_ptr<tiny_lm> model;
   learner l;
 
-  explicit run(bool frozen = false, std::uint32_t seed = 1)
+  /// The model is as loaded from `source`, whose embedding is of the type `stored`.
+  explicit run(bool frozen = false, std::uint32_t seed = 1, dtype stored = dtype::f32)
       : model(std::make_shared<tiny_lm>(seed, frozen)), l(tiny_config(), model, nullptr, 10, where) {
     write_file(source / "tokenizer.json", "{\"a tokenizer\": 1}");
     write_file(source / "chat_template.jinja", "{{ messages }}");
-    std::vector<std::byte> half(44 * 2);
-    const tensor_to_write embed{"embed.weight", dtype::bf16, {11, 4}, half};
-    write_safetensors(source, {&embed, 1});
+    const parameter& embed = model->parameters()[0];
+    std::vector<std::byte> bytes(44 * size_of(stored));
+    convert_elements(dtype::f32, embed.value.data(), stored, bytes.data(), 44);
+    convert_elements(stored, bytes.data(), dtype::f32, embed.value.data(), 44);
+    const tensor_to_write tensor{"embed.weight", stored, {11, 4}, bytes};
+    write_safetensors(source, {&tensor, 1});
   }
   void step(int times) {
     tiny_lm drawer(9);
@@ -55,30 +59,47 @@ TEST(checkpoint, a_continued_run_has_the_same_bits) {
     EXPECT_EQ(read_file(entry.path()), read_file(b / entry.path().filename())) << entry.path();
 }
 
-TEST(checkpoint, is_a_model_directory_with_float32_masters) {
-  run r(true);
-  // A frozen tensor's master holds what its source's type can.
-  for (float& x : r.model->parameters()[0].master)
-    x = std::round(x * 16) / 16;
-  r.model->publish_masters();
-  r.step(2);
+std::string bytes_of(const tensor_info& t) { return {reinterpret_cast<const char*>(t.bytes.data()), t.bytes.size()}; }
+
+TEST(checkpoint, is_a_model_directory_with_masters_and_frozen_tensors_as_they_came) {
+  for (const dtype stored : {dtype::f32, dtype::bf16, dtype::f16}) {
+    run r(true, 1, stored);
+    r.step(2);
+    const auto dir = r.scratch.make("saved");
+    r.l.save(dir, r.source);
+    const safetensors_reader reader(dir), source(r.source);
+    ASSERT_EQ(reader.tensors().size(), 2U);
+    EXPECT_EQ(reader.find("head.weight")->type, dtype::f32);
+    EXPECT_EQ(reader.find("embed.weight")->type, stored);
+    EXPECT_EQ(bytes_of(*reader.find("embed.weight")), bytes_of(*source.find("embed.weight")));
+    const safetensors_reader moments(dir / "optimizer.safetensors");
+    EXPECT_EQ(moments.tensors().size(), 2U);
+    EXPECT_TRUE(moments.find("exp_avg.head.weight") && moments.find("exp_avg_sq.head.weight"));
+    EXPECT_EQ(read_file(dir / "tokenizer.json"), read_file(r.source / "tokenizer.json"));
+    EXPECT_EQ(read_file(dir / "chat_template.jinja"), read_file(r.source / "chat_template.jinja"));
+    EXPECT_EQ(load_model_config(dir).declared_dtype, dtype::bf16);
+    EXPECT_EQ(load_model_config(dir).vocab_size, tiny_lm::vocab);
+
+    run other(true, 1, stored);
+    other.step(1);
+    other.l.load(dir);
+    EXPECT_EQ(masters_of(*other.model), masters_of(*r.model));
+    EXPECT_EQ(values_of(*other.model), values_of(*r.model));
+  }
+}
+
+TEST(checkpoint, a_frozen_tensor_that_changed_is_noticed) {
+  run r(true, 1, dtype::bf16), other(true, 5, dtype::bf16);
+  r.step(1);
   const auto dir = r.scratch.make("saved");
   r.l.save(dir, r.source);
-  const safetensors_reader reader(dir);
-  ASSERT_EQ(reader.tensors().size(), 2U);
-  EXPECT_EQ(reader.find("head.weight")->type, dtype::f32);
-  EXPECT_EQ(reader.find("embed.weight")->type, dtype::bf16) << "frozen: as in its source";
-  const safetensors_reader moments(dir / "optimizer.safetensors");
-  EXPECT_EQ(moments.tensors().size(), 2U);
-  EXPECT_TRUE(moments.find("exp_avg.head.weight") && moments.find("exp_avg_sq.head.weight"));
-  EXPECT_EQ(read_file(dir / "tokenizer.json"), read_file(r.source / "tokenizer.json"));
-  EXPECT_EQ(read_file(dir / "chat_template.jinja"), read_file(r.source / "chat_template.jinja"));
-  EXPECT_EQ(load_model_config(dir).declared_dtype, dtype::bf16);
-  EXPECT_EQ(load_model_config(dir).vocab_size, tiny_lm::vocab);
-
-  run other(true, 5);
-  other.l.load(dir);
-  EXPECT_EQ(masters_of(*other.model), masters_of(*r.model));
+  const auto before = masters_of(*other.model);
+  expect_error([&] { other.l.load(dir); }, errc::bad_input, "tensor embed.weight, which is not trained, is another than the model's");
+  EXPECT_EQ(masters_of(*other.model), before);
+  EXPECT_EQ(other.l.steps_done(), 0);
+  const auto again = r.scratch.make("again");
+  expect_error([&] { r.l.save(again, other.source); }, errc::failed,
+               "tensor embed.weight, which is not trained, is another than when it was loaded");
 }
 
 std::map<std::string, std::string> contents(const fs::path& dir) {
@@ -126,7 +147,7 @@ TEST(checkpoint, damage_anywhere_is_noticed_and_changes_nothing) {
 }
 
 TEST(checkpoint, one_of_another_run_is_refused_by_tensor) {
-  run all, head(true);
+  run all, head(true, 1, dtype::bf16);
   all.step(1);
   head.step(1);
   const auto of_all = all.scratch.make("saved"), of_head = head.scratch.make("saved");

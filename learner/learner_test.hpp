@@ -51,6 +51,13 @@ inline std::vector<std::vector<float>> masters_of(causal_lm& model) {
   return out;
 }
 
+inline std::vector<std::vector<std::byte>> values_of(causal_lm& model) {
+  std::vector<std::vector<std::byte>> out;
+  for (const auto& p : model.parameters())
+    out.emplace_back(p.value.begin(), p.value.end());
+  return out;
+}
+
 inline std::vector<float> grads_of(causal_lm& model) {
   std::vector<float> out;
   for (const auto& p : model.parameters())

@@ -32,7 +32,7 @@ public:
       params_.push_back({names[i],
                          {vocab, hidden},
                          trainable,
-                         master_[i],
+                         trainable ? std::span<float>(master_[i]) : std::span<float>(),
                          trainable ? std::span<float>(grad_[i]) : std::span<float>(),
                          std::as_writable_bytes(std::span(value_[i]))});
     }
@@ -42,8 +42,9 @@ public:
   dtype compute_type() const override { return dtype::f32; }
   std::span<parameter> parameters() override { return params_; }
   void publish_masters() override {
-    value_[0] = master_[0];
-    value_[1] = master_[1];
+    for (std::size_t i = 0; i < 2; ++i)
+      if (params_[i].trainable)
+        value_[i] = master_[i];
   }
   void publish_values(std::span<const std::size_t>) override {}
   std::unique_ptr<kv_cache> make_cache(std::int32_t) override { throw error{errc::unsupported, "tiny_lm keeps no cache"}; }

@@ -12,7 +12,7 @@ namespace {
 std::vector<parameter*> trainable_of(causal_lm& model) {
   std::vector<parameter*> out;
   for (auto& p : model.parameters()) {
-    if (p.master.size() != p.numel() || (p.trainable && p.grad.size() != p.numel()))
+    if (p.trainable && (p.master.size() != p.numel() || p.grad.size() != p.numel()))
       throw error{errc::bad_shape, "learner: tensor " + p.name + " has no master or gradient; load the model for training"};
     if (p.trainable)
       out.push_back(&p);

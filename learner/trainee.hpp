@@ -24,9 +24,11 @@ public:
   weights_version version() const;
   void set_incarnation(std::uint32_t incarnation);
   /// Writes tensors, optimizer state and counters into `dir` (an existing, empty, staged directory): a Hugging Face directory
-  /// with `optimizer.safetensors` and `learner.json` beside. `source`: the directory whose tokenizer files are carried over.
+  /// with `optimizer.safetensors` and `learner.json` beside. `source`: the directory that the model was loaded from, whose frozen
+  /// tensors and tokenizer files are carried over. Throws errc::failed where a frozen tensor there has changed since.
   void save(const std::filesystem::path& dir, const std::filesystem::path& source) const;
-  /// Restores what save wrote. Throws errc::bad_input naming what is missing or damaged; the trainee is then unchanged.
+  /// Restores what save wrote; frozen tensors must be the model's own. Throws errc::bad_input naming what is missing, damaged or of
+  /// another model; the trainee is then unchanged.
   void load(const std::filesystem::path& dir);
 
 protected:

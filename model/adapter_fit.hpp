@@ -21,9 +21,11 @@ struct fitted_adapter {
 
 /// Least squares from the first model's hidden states after its first n_layers_8 layers to the second's where its last n_layers_70
 /// begin, rows weighted by 1/|y|^2: linear1 the solution, linear2 the identity; with `mlp` linear2 is solved a second time on
-/// relu(linear1 x). One layer of one model is in memory at a time, and the hidden states of all tokens.
-/// sequences: at least 10, none empty. Throws errc::bad_input.
+/// relu(linear1 x), which reads the text again. sequences: at least 10, none empty. chunk_tokens: hidden states that exist at once
+/// (0: half a GiB of them); each chunk reads the layers anew, one of one model in memory at a time, and no result depends on it.
+/// Throws errc::bad_input.
 fitted_adapter fit_adapter(const model_config& split, const safetensors_reader& first, const safetensors_reader& second,
-                           const std::vector<std::vector<std::int32_t>>& sequences, double ridge, compute& where);
+                           const std::vector<std::vector<std::int32_t>>& sequences, double ridge, compute& where,
+                           std::int64_t chunk_tokens = 0);
 
 } // namespace troupe

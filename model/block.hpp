@@ -11,7 +11,7 @@
 
 namespace troupe {
 
-/// A rank's part of a model's tensor in its three forms. master and grad are undefined where the model has none.
+/// A rank's part of a model's tensor in its three forms. master and grad are undefined where it is not trained.
 /// Rows may lie apart (a column slice of a tensor that ranks of one process share): stride(0).
 struct weight {
   std::string name;
@@ -19,8 +19,7 @@ struct weight {
   std::vector<std::int64_t> global_shape;
   int dim = 0; // the part is [begin, begin + shape[dim]) along it
   std::int64_t begin = 0;
-  int replicas = 1;    // consecutive tensor-parallel ranks that hold the same part
-  bool frozen = false; // never trained, whatever the globs say
+  int replicas = 1; // consecutive tensor-parallel ranks that hold the same part
   bool trainable = false;
   at::Tensor value;  // compute type
   at::Tensor master; // f32; shares memory with value where the compute type is f32

@@ -35,7 +35,6 @@ weight make_weight(const tensor_spec& spec, int rank, int size) {
   w.shape[std::size_t(part.dim)] = part.end - part.begin;
   w.dim = part.dim;
   w.begin = part.begin;
-  w.frozen = spec.optional;
   for (int other = 0; other < size; ++other)
     w.replicas += other != rank && shard_of(spec, other, size).begin == part.begin;
   return w;
@@ -248,7 +247,7 @@ void lm_head<T>::lay_out(compute& where, bool backward) {
 
 template <class T>
 bool lm_head<T>::trainable() const {
-  return norm_.trainable || (linear_ && linear_->any_trainable());
+  return norm_.trainable || (linear_ && linear_->any_trainable()) || (bias_ && bias_->trainable);
 }
 
 template <class T>
@@ -289,6 +288,9 @@ void lm_head<T>::backward_logits(compute& where, const at::Tensor& normalised, s
       data<float>(d_normalised)[begin * hidden_ + i] = widened(data<T>(d_logits)[i]);
     return;
   }
+  if (bias_ && bias_->trainable)
+    for (std::int64_t r = 0; r < count; ++r)
+      *data<float>(bias_->grad) += widened(data<T>(d_logits)[r]);
   linear_->backward_weights(where, d_logits, normalised.narrow(0, begin, count));
   const at::Tensor dx = linear_->backward_input(where, d_logits);
   if (vocabulary_.count() < vocabulary_.total()) // else every rank has all of it

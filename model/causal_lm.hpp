@@ -17,7 +17,7 @@ struct parameter {
   std::string name;
   std::vector<std::int64_t> shape; // of the part
   bool trainable = false;
-  std::span<float> master;                     // fp32; empty in a model that only generates
+  std::span<float> master;                     // fp32; empty unless trainable
   std::span<float> grad;                       // fp32 sums; empty unless trainable
   std::span<std::byte> value;                  // in the compute dtype; what the forward pass multiplies, and what weight sync sends
   std::vector<std::int64_t> global_shape = {}; // the part is [begin, begin + shape[dim]) of it along dim; empty: it is the whole
@@ -63,7 +63,7 @@ public:
 
   /// Parameters in a fixed order; a tied head is not among them.
   virtual std::span<parameter> parameters() = 0;
-  /// value = master rounded once, then laid out for the kernels. After an optimizer step.
+  /// Trainable tensors: value = master rounded once, then laid out for the kernels. After an optimizer step.
   virtual void publish_masters() = 0;
   /// `value`s were written from outside (weight sync): lays them out. Only those named by index; empty: all.
   virtual void publish_values(std::span<const std::size_t> indices = {}) = 0;

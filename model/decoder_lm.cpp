@@ -110,28 +110,33 @@ decoder_lm<T>::decoder_lm(model_config cfg, composition<T> parts, const model_op
     ranks_ = options_.parallel->ranks;
     tp_ = tensor_parallel(ranks_.tp, options_.parallel->sequence_parallel);
   }
-  for (const auto& b : parts_.blocks)
+  std::vector<std::size_t> ends;
+  for (const auto& b : parts_.blocks) {
     b->weights(weights_);
+    ends.push_back(weights_.size());
+  }
   if (parts_.head)
     parts_.head->weights(weights_);
   for (weight* w : weights_)
     place(*w);
+  for (std::size_t i = 0; i < ends.size(); ++i)
+    trained_.push_back(std::any_of(weights_.begin() + std::ptrdiff_t(i == 0 ? 0 : ends[i - 1]), weights_.begin() + std::ptrdiff_t(ends[i]),
+                                   [](const weight* w) { return w->trainable; }));
 }
 
 // Gives a weight its memory and, where that is the model's own, a parameter.
 template <class T>
 void decoder_lm<T>::place(weight& w) {
-  w.trainable =
-      options_.training && !w.frozen &&
-      std::any_of(options_.trainable.begin(), options_.trainable.end(), [&](const std::string& glob) { return glob_match(glob, w.name); });
+  w.trainable = options_.training && std::any_of(options_.trainable.begin(), options_.trainable.end(),
+                                                 [&](const std::string& glob) { return glob_match(glob, w.name); });
   const bool copy = tp_.rank() % w.replicas != 0 || (parts_.head && &w == parts_.head->copied());
   if (options_.parallel && options_.parallel->place)
     return options_.parallel->place(w, copy);
   w.value = at::zeros(w.shape, sizeof(T) == 2 ? at::kBFloat16 : at::kFloat);
-  if (options_.training)
+  if (w.trainable) {
     w.master = sizeof(T) == 4 ? w.value : at::zeros(w.shape, at::kFloat);
-  if (w.trainable)
     w.grad = at::zeros(w.shape, at::kFloat);
+  }
   parameter p;
   p.name = w.name;
   p.shape = w.shape;
@@ -142,10 +147,10 @@ void decoder_lm<T>::place(weight& w) {
   p.trainable = w.trainable;
   const auto n = std::size_t(w.value.numel());
   p.value = {static_cast<std::byte*>(w.value.mutable_data_ptr()), n * sizeof(T)};
-  if (options_.training)
+  if (w.trainable) {
     p.master = {data<float>(w.master), n};
-  if (w.trainable)
     p.grad = {data<float>(w.grad), n};
+  }
   parameters_.push_back(std::move(p));
 }
 
@@ -155,11 +160,12 @@ std::size_t decoder_lm<T>::lowest() const {
 }
 
 template <class T>
-void decoder_lm<T>::lay_out() {
+void decoder_lm<T>::lay_out(bool trained_alone) {
   // A block needs its backward layout only where a gradient passes through it.
   for (std::size_t i = 0; i < parts_.blocks.size(); ++i)
-    parts_.blocks[i]->lay_out(where_, options_.training && i >= lowest());
-  if (parts_.head)
+    if (!trained_alone || trained_[i])
+      parts_.blocks[i]->lay_out(where_, options_.training && i >= lowest());
+  if (parts_.head && (!trained_alone || parts_.head->trainable()))
     parts_.head->lay_out(where_, options_.training);
 }
 
@@ -167,13 +173,14 @@ template <class T>
 void decoder_lm<T>::publish_masters() {
   if constexpr (sizeof(T) == 2)
     for (weight* w : weights_)
-      kernels::convert(where_, data<float>(w->master), w->master.numel(), data<T>(w->value));
-  lay_out();
+      if (w->trainable)
+        kernels::convert(where_, data<float>(w->master), w->master.numel(), data<T>(w->value));
+  lay_out(true);
 }
 
 template <class T>
 void decoder_lm<T>::publish_values(std::span<const std::size_t>) {
-  lay_out();
+  lay_out(false);
 }
 
 template <class T>

@@ -21,6 +21,10 @@ struct composition {
   std::int64_t columns = 0;         // of the whole model's outputs
 };
 
+/// The blocks that make_model chains for these options. Throws errc::bad_config where ranks cannot share the model.
+template <class T>
+composition<T> compose(const model_config& cfg, const model_options& options);
+
 /// A causal language model as a list of blocks, or one rank's part of it: then every call is made by all ranks of the mesh
 /// alike, and gives all of them the same values. T: bf16 or float.
 template <class T>
@@ -47,7 +51,7 @@ private:
   struct part_tape;
   struct pass_tape;
   void place(weight& w);
-  void lay_out();
+  void lay_out(bool trained_alone);
   bool first_stage() const { return parts_.first == 0; }
   std::size_t lowest() const; // index of the first own block that a gradient reaches; blocks.size(): none
   at::Tensor receive(std::int64_t rows, std::int64_t width, bool gradient) const;
@@ -69,6 +73,7 @@ private:
   model_options options_;
   compute& where_;
   std::vector<weight*> weights_;
+  std::vector<bool> trained_; // whether an own block has a trained tensor
   std::vector<parameter> parameters_;
   rank_context ranks_;
   tensor_parallel tp_;

@@ -18,7 +18,7 @@ struct tensor_spec {
   bool uneven = false;    // the last ranks may hold less (vocabulary); else ranks must divide the units
   bool replicate = false; // with fewer units than ranks each unit is held by several (key/value heads)
   bool linear = false;    // multiplied by the GEMM
-  bool optional = false;  // zero where a file lacks it; never trained
+  bool optional = false;  // zero where a file lacks it
   std::uint64_t numel() const;
 };
 

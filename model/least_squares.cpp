@@ -8,9 +8,23 @@ namespace troupe {
 
 namespace {
 
+constexpr std::int64_t block_rows = 64; // that `add` takes at a time; the order of sums is that of the rows
+
 void axpy(double a, const double* x, double* y, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i)
     y[i] += a * x[i];
+}
+
+// y [n] += the sum of a[r] * row r of x [rows, ld], in the order of rows.
+void add_rows(const double* a, const double* x, std::int64_t ld, std::int64_t rows, double* y, std::int64_t n) {
+  std::int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    const double *x0 = x + r * ld, *x1 = x0 + ld, *x2 = x1 + ld, *x3 = x2 + ld;
+    for (std::int64_t i = 0; i < n; ++i)
+      y[i] = y[i] + a[r] * x0[i] + a[r + 1] * x1[i] + a[r + 2] * x2[i] + a[r + 3] * x3[i];
+  }
+  for (; r < rows; ++r)
+    axpy(a[r], x + r * ld, y, n);
 }
 
 // a [n, n], lower half -> its Cholesky factor in place.
@@ -39,15 +53,20 @@ normal_equations::normal_equations(std::int64_t inputs, std::int64_t outputs)
     : inputs_(inputs), outputs_(outputs), xx_(std::size_t(inputs * inputs)), xy_(std::size_t(inputs * outputs)) {}
 
 void normal_equations::add(thread_pool& pool, const float* x, const float* y, const double* weights, std::int64_t rows) {
-  const std::vector<double> wide_x(x, x + rows * inputs_), wide_y(y, y + rows * outputs_);
-  pool.split(inputs_, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i)
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const double scaled = weights[r] * wide_x[std::size_t(r * inputs_ + i)];
-        axpy(scaled, wide_x.data() + r * inputs_, xx_.data() + i * inputs_, i + 1);
-        axpy(scaled, wide_y.data() + r * outputs_, xy_.data() + i * outputs_, outputs_);
+  for (std::int64_t first = 0; first < rows; first += block_rows) {
+    const std::int64_t n = std::min(block_rows, rows - first);
+    const std::vector<double> wide_x(x + first * inputs_, x + (first + n) * inputs_),
+        wide_y(y + first * outputs_, y + (first + n) * outputs_);
+    pool.split(inputs_, [&](std::int64_t begin, std::int64_t end) {
+      double scaled[block_rows];
+      for (std::int64_t i = begin; i < end; ++i) {
+        for (std::int64_t r = 0; r < n; ++r)
+          scaled[r] = weights[first + r] * wide_x[std::size_t(r * inputs_ + i)];
+        add_rows(scaled, wide_x.data(), inputs_, n, xx_.data() + i * inputs_, i + 1);
+        add_rows(scaled, wide_y.data(), outputs_, n, xy_.data() + i * outputs_, outputs_);
       }
-  });
+    });
+  }
 }
 
 std::vector<float> normal_equations::solve(thread_pool& pool, double ridge) const {

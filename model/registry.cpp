@@ -14,7 +14,7 @@ using kernels::bf16;
 namespace {
 
 bool trained(const tensor_spec& tensor, const model_options& options) {
-  return options.training && !tensor.optional &&
+  return options.training &&
          std::any_of(options.trainable.begin(), options.trainable.end(), [&](const auto& glob) { return glob_match(glob, tensor.name); });
 }
 
@@ -49,8 +49,10 @@ struct block_maker {
   }
 };
 
+} // namespace
+
 template <class T>
-std::shared_ptr<causal_lm> make_chain(const model_config& cfg, const model_options& options, compute& where) {
+composition<T> compose(const model_config& cfg, const model_options& options) {
   const auto layout = layout_of(cfg);
   const rank_context ranks = options.parallel ? options.parallel->ranks : rank_context{};
   const auto cuts = stage_cuts(layout, ranks.shape.pp);
@@ -70,7 +72,16 @@ std::shared_ptr<causal_lm> make_chain(const model_config& cfg, const model_optio
     maker.add(parts, layout[i]);
   if (layout.back().tied && ranks.shape.pp > 1)
     parts.shared_table = ranks.first_stage() ? &maker.embedding->table() : parts.head ? parts.head->copied() : nullptr;
-  return std::make_shared<decoder_lm<T>>(cfg, std::move(parts), options, where);
+  return parts;
+}
+template composition<float> compose(const model_config&, const model_options&);
+template composition<bf16> compose(const model_config&, const model_options&);
+
+namespace {
+
+template <class T>
+std::shared_ptr<causal_lm> make_chain(const model_config& cfg, const model_options& options, compute& where) {
+  return std::make_shared<decoder_lm<T>>(cfg, compose<T>(cfg, options), options, where);
 }
 
 // Reads a parameter's part of a tensor by its byte ranges: rows are one range, columns one a row. In pieces, so that no more than a

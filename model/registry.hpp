@@ -23,9 +23,9 @@ struct rank_setup {
 };
 
 struct model_options {
-  dtype compute_type = dtype::f32;                      // f32 or bf16
-  bool training = false;                                // masters, gradients, weights laid out for the backward pass
-  std::vector<std::string> trainable = {"*"};           // globs over parameter names; ignored unless training
+  dtype compute_type = dtype::f32;            // f32 or bf16
+  bool training = false;                      // masters and gradients of what is trainable, weights laid out for the backward pass
+  std::vector<std::string> trainable = {"*"}; // globs over parameter names; ignored unless training
   std::shared_ptr<const rank_setup> parallel = nullptr; // null: one rank holds the whole model
 };
 
@@ -37,8 +37,8 @@ std::shared_ptr<causal_lm> load_model(const std::filesystem::path& dir, const mo
 /// A model of that shape with zero weights, to be filled by weight sync or a checkpoint.
 std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_options& options, compute& where);
 
-/// Reads every parameter's `value` (and `master`) from a directory's safetensors; the same checks as load_model. A rank's model
-/// reads the byte ranges of its parts alone. Returns the bytes it read.
+/// Reads every parameter's `value` (and `master`, where it has one) from a directory's safetensors; the same checks as load_model. A rank's
+/// model reads the byte ranges of its parts alone. Returns the bytes it read.
 std::uint64_t load_weights(causal_lm& model, const std::filesystem::path& dir);
 
 /// Known values of config.json's `architectures[0]`.

@@ -193,10 +193,10 @@ local_ranks::local_ranks(const model_config& cfg, const model_options& options, 
     parameter& p = parameters_[i];
     p.trainable = t.trainable;
     p.value = {static_cast<std::byte*>(t.value.mutable_data_ptr()), t.value.nbytes()};
-    if (t.master.defined())
+    if (t.trainable) {
       p.master = {data<float>(t.master), p.numel()};
-    if (t.grad.defined())
       p.grad = {data<float>(t.grad), p.numel()};
+    }
   }
 }
 
@@ -207,8 +207,6 @@ void local_ranks::make_tensors(const model_config& cfg, const model_options& opt
     const auto type = options.compute_type == dtype::bf16 ? at::kBFloat16 : at::kFloat;
     t.value =
         values_of ? at::from_blob(values_of->parameters()[index_[spec.name]].value.data(), spec.shape, type) : at::zeros(spec.shape, type);
-    if (options.training)
-      t.master = options.compute_type == dtype::f32 ? t.value : at::zeros(spec.shape, at::kFloat);
     tensors_.push_back(std::move(t));
     parameter p;
     p.name = spec.name;
@@ -224,13 +222,14 @@ void local_ranks::place(int rank, weight& w, bool copy) {
     return whole.defined() ? whole.narrow(w.dim, w.begin, w.shape[std::size_t(w.dim)]) : whole;
   };
   w.value = view(t.value);
-  w.master = view(t.master);
   if (!w.trainable)
     return;
-  if (!t.grad.defined()) {
+  if (!t.trainable) {
     t.trainable = true;
+    t.master = t.value.scalar_type() == at::kFloat ? t.value : at::zeros(w.global_shape, at::kFloat);
     t.grad = at::zeros(w.global_shape, at::kFloat);
   }
+  w.master = view(t.master);
   const bool counts = !copy && dp_rank(rank) == 0;
   w.grad = counts ? view(t.grad) : at::zeros(w.shape, at::kFloat);
   if (!copy)
@@ -249,7 +248,8 @@ void local_ranks::run(const std::function<void(int)>& job) {
 void local_ranks::publish_masters() {
   if (compute_type() == dtype::bf16)
     for (const auto& t : tensors_)
-      kernels::convert(where_, data<float>(t.master), t.master.numel(), data<bf16>(t.value));
+      if (t.trainable)
+        kernels::convert(where_, data<float>(t.master), t.master.numel(), data<bf16>(t.value));
   publish_values({});
 }
 

@@ -34,7 +34,7 @@ private:
     for (const parameter& p : model_.parameters())
       if (p.name == name) {
         if (p.master.size() != p.numel())
-          throw error{errc::bad_shape, "save: tensor " + name + " has no master; load the model for training"};
+          throw error{errc::bad_shape, "save: tensor " + name + " has no master; load the model for training, with it among what is trained"};
         return p.master;
       }
     throw error{errc::failed, "save: tensor " + name + " is not on this stage"};
