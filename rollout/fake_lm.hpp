@@ -16,6 +16,7 @@ public:
   // What the cache remembers of a position instead of keys and values.
   struct slot {
     std::int32_t id = -1, position = -1;
+    std::uint64_t weights = 0; // that computed it
   };
   class fake_cache final : public kv_cache {
   public:
@@ -34,6 +35,7 @@ public:
   }
   model_config& settings() { return config_; }
   std::int64_t rows() const { return rows_; } // that went through forward
+  void set_weights(std::uint64_t weights) { weights_ = weights; }
 
   const model_config& config() const override { return config_; }
   dtype compute_type() const override { return dtype::f32; }
@@ -50,7 +52,7 @@ public:
     const auto write = [&](std::int32_t row, std::size_t at) {
       if (std::exchange(writers.at(at), row) >= 0)
         throw error{errc::failed, "fake_lm: two rows of a pass write slot " + std::to_string(at)};
-      slots[at] = {batch.ids.at(std::size_t(row)), batch.positions.at(std::size_t(row))};
+      slots[at] = {batch.ids.at(std::size_t(row)), batch.positions.at(std::size_t(row)), weights_};
     };
     std::int32_t next = 0;
     for (const auto& s : batch.segments) {
@@ -111,7 +113,7 @@ private:
         if (found.position != p)
           throw error{errc::failed,
                       "fake_lm: position " + std::to_string(p) + " reads a slot that holds " + std::to_string(found.position)};
-        h = mix(h + std::uint64_t(found.id) + 0x9e3779b97f4a7c15u);
+        h = mix(h + std::uint64_t(found.id) + 0x9e3779b97f4a7c15u * (found.weights + 1));
       }
       return h;
     }
@@ -125,6 +127,7 @@ private:
   model_config config_;
   float spread_;
   std::int64_t rows_ = 0;
+  std::uint64_t weights_ = 0;
 };
 
 } // namespace troupe

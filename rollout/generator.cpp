@@ -104,9 +104,9 @@ void generator::impl::check(const generation_request& r) const {
     throw error{errc::bad_usage, who + ": stop strings need a tokenizer"};
   // The last token is never run.
   const auto longest = std::min(length + std::min(r.params.max_tokens, options.max_sequence), options.max_sequence) - 1;
-  if (blocks_for(longest) > cache->n_blocks())
+  if (blocks_for(longest) > plan->blocks().n_blocks())
     throw error{errc::bad_input, who + ": it may grow to " + std::to_string(longest) + " tokens, " + std::to_string(blocks_for(longest)) +
-                                     " cache blocks, and the whole cache has " + std::to_string(cache->n_blocks()) +
+                                     " cache blocks, and the whole cache has " + std::to_string(plan->blocks().n_blocks()) +
                                      "; lower max_tokens or raise the cache"};
   if (requests.count(r.id) != 0)
     throw error{errc::bad_input, who + ": a request of that id is under way"};
@@ -256,7 +256,9 @@ std::vector<generation_output> generator::step() {
   self.finish_aborted(out);
   if (self.plan->idle())
     return out;
-  const auto pass = self.plan->next();
+  if (!self.cache)
+    throw error{errc::failed, "generator: it is asleep; wake it before the next step"};
+  const auto& pass = self.plan->next();
   for (const auto& [from, to] : pass.copies)
     self.cache->copy_block(from, to);
   self.logits.resize(pass.ends.size() * std::size_t(self.model->config().vocab_size));
@@ -289,16 +291,32 @@ bool generator::idle() const { return impl_->requests.empty(); }
 
 void generator::abort(std::uint64_t id) { impl_->aborted.push_back(id); }
 
-void generator::set_version(weights_version version) {
-  if (!idle())
-    throw error{errc::failed, "generator: the weights' version changes while " + std::to_string(impl_->requests.size()) +
-                                  " requests are under way; finish or abort them first"};
-  impl_->version = version;
+void generator::set_version(weights_version version, inflight_cache under_way) {
+  auto& self = *impl_;
+  self.version = version;
+  if (under_way == inflight_cache::recompute)
+    self.plan->drop_cache();
+  else
+    self.plan->weights_changed();
+}
+
+void generator::sleep() {
+  impl_->plan->drop_cache();
+  impl_->cache.reset();
+}
+
+void generator::wake() {
+  auto& self = *impl_;
+  if (!self.cache)
+    self.cache = self.model->make_cache(self.plan->blocks().n_blocks());
 }
 
 generator_counts generator::counts() const {
   auto counts = impl_->counts;
   counts.preemptions = impl_->plan->preemptions();
+  counts.reused_prompt_tokens = impl_->plan->reused_prompt_tokens();
+  counts.blocks = impl_->plan->blocks().n_blocks();
+  counts.free_blocks = impl_->plan->blocks().n_free();
   return counts;
 }
 

@@ -42,8 +42,16 @@ struct generation_output {
 
 /// What a generator did since it was made.
 struct generator_counts {
-  std::int64_t passes = 0, rows = 0; // of the model; rows: tokens that went through it
-  std::int64_t preemptions = 0;      // sequences that gave their blocks back and were computed again
+  std::int64_t passes = 0, rows = 0;        // of the model; rows: tokens that went through it
+  std::int64_t preemptions = 0;             // sequences that gave their blocks back and were computed again
+  std::int64_t reused_prompt_tokens = 0;    // that an earlier request's blocks held
+  std::int64_t blocks = 0, free_blocks = 0; // of the cache; those that are only kept for reuse are free
+};
+
+/// What a change of the weights does to keys and values that the old ones computed.
+enum class inflight_cache : std::uint8_t {
+  recompute, // computed again before the next token: its log-prob is what the new weights score
+  keep,      // sequences under way go on with theirs
 };
 
 /// Continuous batching over a block cache; the prompt's blocks are shared by its n samples. One thread.
@@ -56,14 +64,17 @@ public:
   /// Throws errc::bad_input when the prompt is empty, has ids outside the vocabulary, leaves no room in max_sequence or needs
   /// more than the whole cache, and errc::bad_usage when a parameter is out of range.
   void add(generation_request request);
-  /// One pass of the model; returns the samples that ended in it.
+  /// One pass of the model; returns the samples that ended in it. Throws errc::failed while asleep.
   std::vector<generation_output> step();
   std::int64_t max_num_seqs() const;
   bool idle() const; // nothing waits or runs
   /// Ends a request's samples with finish_reason abort at the next step.
   void abort(std::uint64_t id);
-  /// The weights changed: stamps later tokens. Throws errc::failed unless idle.
-  void set_version(weights_version version);
+  /// The weights changed, between two steps: stamps later tokens. What earlier weights computed is not found again.
+  void set_version(weights_version version, inflight_cache under_way = inflight_cache::recompute);
+  /// Frees the cache's memory until wake; what is under way is then computed again. Requests may come meanwhile, steps may not.
+  void sleep();
+  void wake();
   generator_counts counts() const;
 
 private:

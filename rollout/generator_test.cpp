@@ -59,6 +59,16 @@ outputs alone(const std::vector<generation_request>& requests, std::int64_t max_
   return all;
 }
 
+void in_two_threads(std::int64_t n, const std::function<void(std::int64_t)>& f) {
+  std::thread half([&] {
+    for (std::int64_t i = 0; i < n; i += 2)
+      f(i);
+  });
+  for (std::int64_t i = 1; i < n; i += 2)
+    f(i);
+  half.join();
+}
+
 void expect_same(const outputs& got, const outputs& want) {
   ASSERT_EQ(got.size(), want.size());
   for (const auto& [at, o] : want) {
@@ -192,12 +202,112 @@ TEST(generator, runs_out_of_blocks_and_gives_the_same) {
 TEST(generator, tokens_carry_the_version_that_drew_them) {
   generator g(std::make_shared<fake_lm>(50), nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
   for (const std::uint32_t step : {4u, 5u}) {
-    g.set_version({1, step});
+    const weights_version first{1, step}, second{1, step + 10};
+    g.set_version(first);
     g.add(request(step, prompt_of(5), 1, 3));
-    EXPECT_THROW(g.set_version({1, 9}), error);
-    const auto version = weights_version{1, step};
-    EXPECT_EQ(run(g).at({step, 0}).result.versions, (std::vector{version, version, version}));
+    g.step();
+    g.set_version(second);
+    EXPECT_EQ(run(g).at({step, 0}).result.versions, (std::vector{first, second, second}));
   }
+}
+
+// After the change every token is what the new weights alone give for all before it.
+TEST(generator, new_weights_between_two_steps_are_those_of_later_tokens) {
+  for (const bool preempting : {false, true}) {
+    auto model = std::make_shared<fake_lm>(50);
+    generator g(model, nullptr, {.max_num_seqs = 8, .max_batch_tokens = 64, .cache_blocks = preempting ? 12 : 64, .eos_token_ids = {{3}}});
+    const std::vector<generation_request> requests = {request(0, prompt_of(70), 3, 60), request(1, prompt_of(33, 9), 2, 60)};
+    for (const auto& r : requests)
+      g.add(r);
+    outputs got;
+    for (int i = 0; i < 8; ++i)
+      collect(g, got);
+    model->set_weights(7);
+    g.set_version({0, 7});
+    got.merge(run(g));
+    ASSERT_EQ(got.size(), 5u);
+    int changed = 0;
+    for (const auto& [at, o] : got) {
+      const auto& s = o.result;
+      const auto n = std::find(s.versions.begin(), s.versions.end(), weights_version{0, 7}) - s.versions.begin();
+      if (n == std::ptrdiff_t(s.versions.size()))
+        continue;
+      auto rest = requests[at.first];
+      rest.prompt_ids.insert(rest.prompt_ids.end(), s.output_ids.begin(), s.output_ids.begin() + n);
+      rest.params.max_tokens -= n;
+      rest.n = at.second + 1;
+      auto updated = std::make_shared<fake_lm>(50);
+      updated->set_weights(7);
+      generator fresh(updated, nullptr, {.cache_blocks = 256, .eos_token_ids = {{3}}});
+      fresh.add(rest);
+      const auto want = run(fresh).at(at).result;
+      EXPECT_EQ(std::vector<std::int32_t>(s.output_ids.begin() + n, s.output_ids.end()), want.output_ids);
+      EXPECT_EQ(std::vector<float>(s.logprobs.begin() + n, s.logprobs.end()), want.logprobs);
+      ++changed;
+    }
+    EXPECT_GE(changed, 2);
+    EXPECT_EQ(g.counts().free_blocks, g.counts().blocks);
+  }
+}
+
+TEST(generator, a_kept_cache_is_not_computed_again_nor_given_to_others) {
+  auto model = std::make_shared<fake_lm>(50);
+  generator g(model, nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+  g.add(request(0, prompt_of(70), 2, 20));
+  for (int i = 0; i < 8; ++i)
+    g.step();
+  model->set_weights(7);
+  g.set_version({0, 7}, inflight_cache::keep);
+  const auto other = request(1, prompt_of(70), 1, 20);
+  g.add(other);
+  const auto got = run(g);
+  EXPECT_EQ(model->rows(), 70 + 2 * 19 + 70 + 19);
+  auto updated = std::make_shared<fake_lm>(50);
+  updated->set_weights(7);
+  generator fresh(updated, nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+  fresh.add(other);
+  EXPECT_EQ(got.at({1, 0}).result.output_ids, run(fresh).at({1, 0}).result.output_ids);
+}
+
+TEST(generator, sleep_frees_the_cache_and_changes_no_result) {
+  const std::vector<generation_request> requests = {request(0, prompt_of(70), 3, 40), request(1, prompt_of(20, 9), 2, 40)};
+  generator g(std::make_shared<fake_lm>(50), nullptr, {.max_batch_tokens = 32, .cache_blocks = 40, .eos_token_ids = {{3}}});
+  g.add(requests[0]);
+  outputs got;
+  for (int i = 0; i < 9; ++i) {
+    collect(g, got);
+    if (i % 3 != 2)
+      continue;
+    g.sleep();
+    g.sleep();
+    EXPECT_EQ(g.counts().free_blocks, 40);
+    if (i == 5)
+      g.add(requests[1]);
+    EXPECT_THROW(g.step(), error);
+    g.wake();
+    g.wake();
+  }
+  got.merge(run(g));
+  expect_same(got, alone(requests, 4000));
+}
+
+TEST(generator, a_prompt_that_was_computed_before_is_found) {
+  auto model = std::make_shared<fake_lm>(50);
+  generator g(model, nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+  std::vector<generation_request> requests;
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    requests.push_back(request(i, prompt_of(70), 2, 5));
+    requests.back().prompt_ids.back() = std::int32_t(i);
+    requests.back().params.ignore_eos = true;
+  }
+  g.add(requests[0]);
+  auto got = run(g);
+  g.add(requests[1]);
+  g.add(requests[2]);
+  got.merge(run(g));
+  EXPECT_EQ(model->rows(), 70 + 6 + 6 + 6 * 4);
+  EXPECT_EQ(g.counts().reused_prompt_tokens, 128);
+  expect_same(got, alone(requests, 4000));
 }
 
 TEST(generator, abort_ends_every_sample_once_and_frees_the_room) {
@@ -321,12 +431,12 @@ TEST(generate_all, hands_over_in_order_as_soon_as_may_be) {
   generate_all(g, {}, [](generation_output&&) { FAIL(); });
 }
 
-// Random work in random company: any options, arrivals while others run, threads.
+// Random work in random company: any options, arrivals and aborts while others run, sleep, threads, shared beginnings.
 RC_GTEST_PROP(generator_property, results_do_not_depend_on_company_or_options, ()) {
   std::vector<generation_request> requests;
   const auto count = *rc::gen::inRange(1, 9);
   for (int i = 0; i < count; ++i) {
-    auto r = request(std::uint64_t(i), prompt_of(*rc::gen::inRange<std::size_t>(1, 100), *rc::gen::inRange(0, 50)),
+    auto r = request(std::uint64_t(i), prompt_of(*rc::gen::inRange<std::size_t>(1, 100), *rc::gen::element(0, 1, 9)),
                      *rc::gen::inRange<std::int64_t>(1, 6), *rc::gen::inRange<std::int64_t>(1, 60));
     r.params.temperature = *rc::gen::element(0.0, 0.8, 1.0);
     r.params.top_k = *rc::gen::element<std::int64_t>(0, 5);
@@ -339,32 +449,47 @@ RC_GTEST_PROP(generator_property, results_do_not_depend_on_company_or_options, (
                             .max_sequence = 4000,
                             .eos_token_ids = {{3}}};
   if (*rc::gen::arbitrary<bool>())
-    options.parallel_for = [](std::int64_t n, const std::function<void(std::int64_t)>& f) {
-      std::thread half([&] {
-        for (std::int64_t i = 0; i < n; i += 2)
-          f(i);
-      });
-      for (std::int64_t i = 1; i < n; i += 2)
-        f(i);
-      half.join();
-    };
+    options.parallel_for = in_two_threads;
   auto order = requests;
   if (*rc::gen::arbitrary<bool>())
     std::reverse(order.begin(), order.end());
   generator g(std::make_shared<fake_lm>(50), nullptr, options);
   outputs got;
+  std::set<std::uint64_t> aborted;
   for (const auto& r : order) {
     g.add(r);
     for (int steps = *rc::gen::inRange(0, 4); steps > 0; --steps)
       collect(g, got);
+    switch (*rc::gen::inRange(0, 8)) {
+    case 0:
+      g.abort(*aborted.insert(*rc::gen::inRange<std::uint64_t>(0, std::uint64_t(count))).first);
+      collect(g, got);
+      break;
+    case 1:
+      g.sleep();
+      RC_ASSERT(g.counts().free_blocks == options.cache_blocks);
+      g.wake();
+      break;
+    default:
+      break;
+    }
   }
   got.merge(run(g));
+  RC_ASSERT(g.counts().free_blocks == options.cache_blocks);
   const auto want = alone(requests, 4000);
   RC_ASSERT(got.size() == want.size());
   for (const auto& [at, o] : want) {
-    RC_ASSERT(got.at(at).result.output_ids == o.result.output_ids);
-    RC_ASSERT(got.at(at).result.logprobs == o.result.logprobs);
-    RC_ASSERT(got.at(at).result.finish == o.result.finish);
+    const auto &s = got.at(at).result, &w = o.result;
+    if (s.finish == finish_reason::abort) {
+      RC_ASSERT(aborted.count(at.first) == 1);
+      RC_ASSERT(s.output_ids.size() < w.output_ids.size());
+      RC_ASSERT(std::equal(s.output_ids.begin(), s.output_ids.end(), w.output_ids.begin()));
+      RC_ASSERT(std::equal(s.logprobs.begin(), s.logprobs.end(), w.logprobs.begin()));
+      continue;
+    }
+    RC_ASSERT(s.output_ids == w.output_ids);
+    RC_ASSERT(s.logprobs == w.logprobs);
+    RC_ASSERT(s.finish == w.finish);
   }
 }
 

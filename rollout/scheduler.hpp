@@ -1,7 +1,8 @@
 #pragma once
-#include "experience/trajectory.hpp"
 #include "model/batch.hpp"
 #include "rollout/block_allocator.hpp"
+#include "rollout/prefix_index.hpp"
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -17,6 +18,7 @@ struct scheduled_prompt {
   std::int64_t unfinished = 1;    // samples that have not ended
   std::int64_t waiting = 0;       // of them, those that hold no blocks though the prompt was computed
   std::vector<std::int32_t> held; // blocks of the computed prompt, kept for the samples that wait
+  std::uint64_t held_weights = 0; // what computed them, as in sequence
 };
 
 /// A prompt under computation (sample -1), or one of its samples: the unit that holds a block table.
@@ -26,8 +28,12 @@ struct sequence {
   std::vector<std::int32_t> output_ids;
   std::vector<std::int32_t> blocks; // of positions 0 .. size() - 1
   std::int32_t cached = 0;          // positions whose keys and values are computed
+  std::int32_t indexed = 0;         // blocks that the prefix index knows, from the first
+  prefix_index::chain chain = 0;    // of those
+  std::uint64_t weights = 0;        // the scheduler's count of changes when the first block was computed
   std::int32_t size() const { return std::int32_t(prompt->ids.size() + output_ids.size()); }
   std::int32_t token(std::int32_t position) const;
+  std::array<std::int32_t, kv_block_tokens> tokens_of(std::int32_t block) const; // a full one
 };
 
 /// What to run next: first the copies, then the batch; `ends` are the sequences whose next token its logits give.
@@ -39,7 +45,8 @@ struct scheduled_pass {
 };
 
 /// Decides which rows run: sequences that continue first, then chunks of prompts, oldest first. When blocks run out the
-/// youngest sequence gives its own back and is computed again later. Knows no model; one thread.
+/// youngest sequence gives its own back and is computed again later. Full blocks that were computed are found again by their
+/// tokens, whoever asks, while the weights stay. Knows no model; one thread.
 class scheduler {
 public:
   scheduler(std::int32_t n_blocks, std::int64_t max_num_seqs, std::int64_t max_batch_tokens);
@@ -53,32 +60,59 @@ public:
   void finish_sample(scheduled_prompt& prompt, sequence* s);
   /// Gives up a prompt and all its sequences.
   void remove(scheduled_prompt& prompt);
-  scheduled_pass next();
+  /// The next pass, which must have run when another member is called; valid until next() is called again.
+  const scheduled_pass& next();
+  /// Keys and values of before may not be found any more; those of sequences under way stay theirs.
+  void weights_changed();
+  /// Every sequence gives its blocks back and is computed again. All blocks are free then, and none is known.
+  void drop_cache();
   bool idle() const { return waiting_.empty() && running_.empty(); }
   std::int64_t preemptions() const { return preemptions_; }
+  std::int64_t reused_prompt_tokens() const { return reused_prompt_tokens_; }
   const block_allocator& blocks() const { return blocks_; }
 
 private:
   using place = std::pair<std::uint64_t, std::int64_t>; // age, sample: the order of service
   using sequences = std::map<place, std::unique_ptr<sequence>>;
+  struct known_blocks {
+    std::vector<std::int32_t> blocks;
+    prefix_index::chain end = 0;
+  };
+  struct prompt_blocks {
+    const std::vector<std::int32_t>* table = nullptr; // null: the prompt is not computed
+    std::uint64_t weights = 0;
+  };
   bool grow(sequence& s);
+  std::int32_t allocate();
   std::int32_t allocate_for(const place& who);
   bool drop_a_prompt();
+  void suspend(sequences::iterator last);
   void preempt_youngest();
-  bool admissible(const sequence& s) const;
+  void index(sequence& s);
+  prompt_blocks computed_prompt(const sequence& s) const;
+  known_blocks find_known(const sequence& s) const;
+  bool under_computation(const sequence& s, const known_blocks& known) const;
+  bool has_place(const sequence& s) const;
+  bool has_blocks(const sequence& s, const known_blocks& known) const;
   void admit(scheduled_pass& pass);
-  void attach(sequence& s, scheduled_pass& pass);
-  const sequence* computed_sibling(const sequence& s) const;
-  void append(sequence& s, std::int32_t rows, scheduled_pass& pass) const;
+  void attach(sequence& s, const known_blocks& known, scheduled_pass& pass);
+  void attach_tail(sequence& s, scheduled_pass& pass);
+  void clear_pass();
+  void append(sequence& s, std::int32_t rows);
+  void append_rows();
 
   block_allocator blocks_;
+  prefix_index prefixes_;
   std::int64_t max_num_seqs_, max_batch_tokens_;
-  std::uint64_t arrivals_ = 0;
+  std::uint64_t arrivals_ = 0, weights_ = 0;
   sequences waiting_, running_;
   std::map<std::uint64_t, std::shared_ptr<scheduled_prompt>> prompts_; // all that are not finished, by age
   std::int64_t committed_ = 0;                                         // unfinished samples of the prompts that were admitted
   std::int64_t waiting_samples_ = 0;                                   // of all computed prompts
-  std::int64_t preemptions_ = 0;
+  std::int64_t preemptions_ = 0, reused_prompt_tokens_ = 0;
+  scheduled_pass pass_;
+  std::vector<sequence*> chunks_;                // of the pass under construction
+  std::vector<std::vector<std::int32_t>> spare_; // block tables of earlier passes: their memory
 };
 
 /// Blocks that hold so many tokens.
