@@ -16,7 +16,7 @@ endif()
 # Everything that is generated before a file can be compiled; clang-tidy needs it alone.
 add_custom_target(generated)
 
-# Whether one of the libraries is or links CAF, whose own library no thread sanitizer has seen.
+# Whether one of the libraries is or links CAF.
 function(troupe_needs_caf result)
   set(found FALSE)
   foreach(library IN LISTS ARGN)
@@ -90,9 +90,6 @@ function(troupe_test name)
   troupe_needs_caf(caf ${ARG_DEPS})
   if(caf)
     list(APPEND ARG_LABELS caf)
-    if(TROUPE_SANITIZE MATCHES thread)
-      return()
-    endif()
   endif()
   add_executable(${name} ${ARG_SOURCES})
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
