@@ -1,7 +1,7 @@
 #include "experience/channel.hpp"
+#include "core/binary.hpp"
 #include "core/error.hpp"
 #include "core/zmq_util.hpp"
-#include "experience/binary.hpp"
 #include <algorithm>
 #include <array>
 #include <deque>

@@ -1,5 +1,5 @@
 #include "experience/trajectory.hpp"
-#include "experience/binary.hpp"
+#include "core/binary.hpp"
 
 namespace troupe {
 namespace {

@@ -2,6 +2,7 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "learner/checkpoint.hpp"
+#include "learner/whole_state.hpp"
 #include "model/weights/export.hpp"
 #include "model/weights/safetensors.hpp"
 #include <algorithm>
@@ -29,63 +30,108 @@ std::string spell_shape(std::span<const std::int64_t> shape) {
 
 bool is_float(dtype type) { return type == dtype::f32 || type == dtype::bf16 || type == dtype::f16 || type == dtype::f64; }
 
-// Whether a stored tensor is the one that the model holds, rounded once to its compute type.
-bool holds(const causal_lm& model, const parameter& p, const tensor_info& stored) {
+// Where this rank's part of a stored tensor lies: each run of `count` elements, in the file's tensor and in the part.
+template <class F>
+void for_each_run(const tensor_info& stored, const parameter& p, const F& run) {
   constexpr std::size_t piece = 1 << 16;
-  const std::size_t from = size_of(stored.type), to = size_of(model.compute_type());
-  std::vector<float> wide(piece);
-  std::vector<std::byte> rounded(piece * to);
-  auto* bytes = reinterpret_cast<std::byte*>(wide.data());
-  for (std::size_t begin = 0; begin < p.numel(); begin += piece) {
-    const std::size_t count = std::min(piece, p.numel() - begin);
-    convert_elements(stored.type, stored.bytes.data() + begin * from, dtype::f32, bytes, count);
-    convert_elements(dtype::f32, bytes, model.compute_type(), rounded.data(), count);
-    if (std::memcmp(rounded.data(), p.value.data() + begin * to, count * to) != 0)
-      return false;
-  }
-  return true;
+  const std::size_t width = stored.shape.size() > 1 ? std::size_t(stored.shape[1]) : 1, begin = std::size_t(p.begin);
+  const bool columns = p.dim == 1 && std::size_t(p.shape[1]) != width;
+  const std::size_t runs = columns ? std::size_t(p.shape[0]) : 1, length = p.numel() / std::max<std::size_t>(1, runs);
+  for (std::size_t r = 0; r < runs; ++r)
+    for (std::size_t at = 0; at < length; at += piece)
+      run((columns ? r * width + begin : begin * width) + at, r * length + at, std::min(piece, length - at));
 }
 
-// A frozen tensor goes back as it came, byte for byte: the model holds it in its compute type alone.
-tensor_to_make frozen(const causal_lm& model, const parameter& p, const safetensors_reader& source) {
-  const tensor_info* stored = source.find(p.name);
+// Whether a stored tensor is the one that the model holds its part of, rounded once to its compute type.
+bool holds(const causal_lm& model, const parameter& p, const tensor_info& stored) {
+  const std::size_t from = size_of(stored.type), to = size_of(model.compute_type());
+  std::vector<float> wide;
+  std::vector<std::byte> rounded;
+  bool same = true;
+  for_each_run(stored, p, [&](std::size_t in_file, std::size_t own, std::size_t count) {
+    wide.resize(count);
+    rounded.resize(count * to);
+    auto* bytes = reinterpret_cast<std::byte*>(wide.data());
+    convert_elements(stored.type, stored.bytes.data() + in_file * from, dtype::f32, bytes, count);
+    convert_elements(dtype::f32, bytes, model.compute_type(), rounded.data(), count);
+    same = same && std::memcmp(rounded.data(), p.value.data() + own * to, count * to) == 0;
+  });
+  return same;
+}
+
+// A part's tensor has the whole's shape.
+std::span<const std::int64_t> shape_in_files(const parameter& p) { return p.global_shape.empty() ? p.shape : p.global_shape; }
+
+bool same_shape(const tensor_info& stored, std::span<const std::int64_t> shape) {
+  return std::equal(stored.shape.begin(), stored.shape.end(), shape.begin(), shape.end());
+}
+
+// Frozen tensors go back as they came, byte for byte: the model holds them in its compute type alone. Every rank looks at its parts.
+void check_frozen(causal_lm& model, const fs::path& source) {
+  const auto params = model.parameters();
+  if (std::all_of(params.begin(), params.end(), [](const auto& p) { return p.trainable; }))
+    return;
+  const safetensors_reader files(source);
+  for (const auto& p : params) {
+    const tensor_info* stored = p.trainable ? nullptr : files.find(p.name);
+    if (!stored)
+      continue;
+    if (!same_shape(*stored, shape_in_files(p)) || !holds(model, p, *stored))
+      throw error{errc::failed, files.path().string() + ": tensor " + p.name +
+                                    ", which is not trained, is another than when it was loaded; model.path must stay as it is"};
+    files.release(*stored);
+  }
+}
+
+// Where this process holds what is written, as `whole_state::order` numbers it.
+enum part_number : std::size_t { master_part, first_moment, second_moment };
+
+std::vector<whole_state::part_of> parts_of(std::span<const parameter> params, std::span<const moments> state) {
+  std::vector<std::size_t> moment_of;
+  std::size_t n = 0;
+  for (const auto& p : params)
+    moment_of.push_back(p.trainable ? n++ : state.size());
+  return {[](const parameter& p, std::size_t) { return std::span<const float>(p.master); },
+          [=](const parameter&, std::size_t i) { return std::span<const float>(state[moment_of[i]].first); },
+          [=](const parameter&, std::size_t i) { return std::span<const float>(state[moment_of[i]].second); }};
+}
+
+tensor_to_make trained(whole_state& whole, std::size_t i, part_number which, const std::string& prefix,
+                       std::span<const whole_state::part_of> parts) {
+  return {prefix + whole.name(i), dtype::f32, whole.shape(i), [&whole, parts, which, i](std::span<std::byte> to) {
+            const auto values = std::as_bytes(whole.order(i, which, parts));
+            std::copy(values.begin(), values.end(), to.begin());
+          }};
+}
+
+tensor_to_make frozen(const whole_state& whole, std::size_t i, const safetensors_reader& source) {
+  const tensor_info* stored = source.find(whole.name(i));
   if (!stored) // one that a file may lack: zero
-    return {p.name, dtype::f32, p.shape, [](std::span<std::byte> out) { std::fill(out.begin(), out.end(), std::byte{}); }};
-  return {p.name, stored->type, p.shape, [&model, &p, &source, stored](std::span<std::byte> out) {
-            if (stored->n_bytes != out.size() || !holds(model, p, *stored))
-              throw error{errc::failed, source.path().string() + ": tensor " + p.name +
-                                            ", which is not trained, is another than when it was loaded; model.path must stay as it is"};
+    return {whole.name(i), dtype::f32, whole.shape(i), [](std::span<std::byte> out) { std::fill(out.begin(), out.end(), std::byte{}); }};
+  return {whole.name(i), stored->type, whole.shape(i), [&source, stored](std::span<std::byte> out) {
             std::copy(stored->bytes.begin(), stored->bytes.end(), out.begin());
             source.release(*stored);
           }};
 }
 
-void write_weights(const fs::path& dir, const fs::path& source, causal_lm& model) {
-  const auto params = model.parameters();
+void write_weights(const fs::path& dir, const fs::path& source, whole_state& whole, std::span<const whole_state::part_of> parts) {
   std::optional<safetensors_reader> original;
-  if (std::any_of(params.begin(), params.end(), [](const auto& p) { return !p.trainable; }))
-    original.emplace(source);
   std::vector<tensor_to_make> tensors;
-  for (const auto& p : params)
-    if (p.trainable)
-      tensors.push_back({p.name, dtype::f32, p.shape, [&p](std::span<std::byte> out) {
-                           const auto bytes = std::as_bytes(p.master);
-                           std::copy(bytes.begin(), bytes.end(), out.begin());
-                         }});
-    else
-      tensors.push_back(frozen(model, p, *original));
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    if (!whole.trainable(i) && !original)
+      original.emplace(source);
+    tensors.push_back(whole.trainable(i) ? trained(whole, i, master_part, "", parts) : frozen(whole, i, *original));
+  }
   write_safetensors(dir, tensors);
 }
 
-void write_moments(const fs::path& dir, std::span<const parameter> params, std::span<const moments> state) {
-  std::vector<tensor_to_write> tensors;
-  std::size_t i = 0;
-  for (const auto& p : params) {
-    if (!p.trainable)
+void write_moments(const fs::path& dir, whole_state& whole, std::span<const whole_state::part_of> parts) {
+  std::vector<tensor_to_make> tensors;
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    if (!whole.trainable(i))
       continue;
-    tensors.push_back({"exp_avg." + p.name, dtype::f32, p.shape, std::as_bytes(std::span(state[i].first))});
-    tensors.push_back({"exp_avg_sq." + p.name, dtype::f32, p.shape, std::as_bytes(std::span(state[i].second))});
-    ++i;
+    tensors.push_back(trained(whole, i, first_moment, "exp_avg.", parts));
+    tensors.push_back(trained(whole, i, second_moment, "exp_avg_sq.", parts));
   }
   write_safetensors_file(dir / "optimizer.safetensors", tensors);
 }
@@ -95,13 +141,20 @@ const tensor_info& expect_tensor(const safetensors_reader& reader, const std::st
   if (!info)
     throw error{errc::bad_input,
                 reader.path().string() + ": tensor " + name + " is missing; is the checkpoint of another model or `model.trainable`?"};
-  if (info->shape != p.shape)
+  if (const auto shape = shape_in_files(p); !same_shape(*info, shape))
     throw error{errc::bad_input, reader.path().string() + ": tensor " + name + " has shape " + spell_shape(info->shape) +
-                                     ", the model's is " + spell_shape(p.shape)};
+                                     ", the model's is " + spell_shape(shape)};
   if (info->type != dtype::f32 && !(any_float && is_float(info->type)))
     throw error{errc::bad_input,
                 reader.path().string() + ": tensor " + name + " is " + std::string(name_of(info->type)) + " where F32 was written"};
   return *info;
+}
+
+void copy_part(const tensor_info& stored, const parameter& p, std::span<float> to) {
+  for_each_run(stored, p, [&](std::size_t in_file, std::size_t own, std::size_t count) {
+    convert_elements(stored.type, stored.bytes.data() + in_file * size_of(stored.type), dtype::f32,
+                     std::as_writable_bytes(to.subspan(own, count)).data(), count);
+  });
 }
 
 void expect_no_other(const safetensors_reader& reader, const std::set<std::string>& known) {
@@ -128,8 +181,14 @@ learner_counters read_counters(const fs::path& file) {
 
 void write_learner_files(const fs::path& dir, const fs::path& source, causal_lm& model, dtype declared, std::span<const moments> state,
                          const learner_counters& counters) {
-  write_weights(dir, source, model);
-  write_moments(dir, model.parameters(), state);
+  whole_state whole(model);
+  const auto parts = parts_of(model.parameters(), state);
+  check_frozen(model, source);
+  if (!whole.leads())
+    return whole.follow(parts);
+  write_weights(dir, source, whole, parts);
+  write_moments(dir, whole, parts);
+  whole.finish();
   write_model_config(dir, model.config(), declared);
   copy_tokenizer_files(source, dir);
   const json all = {{"format", format_version},
@@ -141,20 +200,23 @@ void write_learner_files(const fs::path& dir, const fs::path& source, causal_lm&
 }
 
 learner_counters read_learner_files(const fs::path& dir, causal_lm& model, std::span<moments> state) {
-  verify_sealed(dir);
+  const whole_state whole(model);
+  if (whole.leads())
+    verify_sealed(dir);
   const auto counters = read_counters(dir / "learner.json");
   const safetensors_reader weights(dir), optimizer(dir / "optimizer.safetensors");
   const auto params = model.parameters();
-  std::set<std::string> weight_names, moment_names;
   for (const auto& p : params) {
     expect_tensor(weights, p.name, p, !p.trainable);
-    weight_names.insert(p.name);
-    if (!p.trainable)
-      continue;
-    for (const auto* prefix : {"exp_avg.", "exp_avg_sq."}) {
-      expect_tensor(optimizer, prefix + p.name, p, false);
-      moment_names.insert(prefix + p.name);
-    }
+    for (const auto* prefix : {"exp_avg.", "exp_avg_sq."})
+      if (p.trainable)
+        expect_tensor(optimizer, prefix + p.name, p, false);
+  }
+  std::set<std::string> weight_names, moment_names;
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    weight_names.insert(whole.name(i));
+    if (whole.trainable(i))
+      moment_names.insert({"exp_avg." + whole.name(i), "exp_avg_sq." + whole.name(i)});
   }
   expect_no_other(weights, weight_names);
   expect_no_other(optimizer, moment_names);
@@ -168,16 +230,13 @@ learner_counters read_learner_files(const fs::path& dir, causal_lm& model, std::
     weights.release(stored);
   }
 
-  const auto copy = [](const tensor_info& from, std::span<float> to) {
-    convert_elements(from.type, from.bytes.data(), dtype::f32, std::as_writable_bytes(to).data(), to.size());
-  };
   std::size_t i = 0;
   for (const auto& p : params) {
     if (!p.trainable)
       continue;
-    copy(*weights.find(p.name), p.master);
-    copy(*optimizer.find("exp_avg." + p.name), state[i].first);
-    copy(*optimizer.find("exp_avg_sq." + p.name), state[i].second);
+    copy_part(*weights.find(p.name), p, p.master);
+    copy_part(*optimizer.find("exp_avg." + p.name), p, state[i].first);
+    copy_part(*optimizer.find("exp_avg_sq." + p.name), p, state[i].second);
     ++i;
   }
   return counters;

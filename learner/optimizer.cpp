@@ -51,19 +51,24 @@ void update_range(const update& u, std::size_t n, float* __restrict w, const flo
 
 } // namespace
 
-double global_norm(thread_pool& pool, std::span<const std::span<const float>> tensors) {
+double add_squares(thread_pool& pool, std::span<const float> tensor, double sum) {
   std::vector<chunk> chunks;
-  for (auto t : tensors)
-    for (std::size_t begin = 0; begin < t.size(); begin += chunk_values)
-      chunks.push_back({t.data() + begin, std::min(chunk_values, t.size() - begin)});
+  for (std::size_t begin = 0; begin < tensor.size(); begin += chunk_values)
+    chunks.push_back({tensor.data() + begin, std::min(chunk_values, tensor.size() - begin)});
   std::vector<double> partial(chunks.size());
   pool.split(std::int64_t(chunks.size()), [&](std::int64_t begin, std::int64_t end) {
     for (auto i = std::size_t(begin); i < std::size_t(end); ++i)
       partial[i] = sum_of_squares(chunks[i]);
   });
-  double sum = 0;
   for (double p : partial)
     sum += p;
+  return sum;
+}
+
+double global_norm(thread_pool& pool, std::span<const std::span<const float>> tensors) {
+  double sum = 0;
+  for (auto t : tensors)
+    sum = add_squares(pool, t, sum);
   return std::sqrt(sum);
 }
 

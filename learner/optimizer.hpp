@@ -9,6 +9,8 @@ namespace troupe {
 
 class thread_pool;
 
+/// sum plus the squares of a tensor's values, added in float64 in an order fixed by the sizes alone.
+double add_squares(thread_pool& pool, std::span<const float> tensor, double sum);
 /// Euclidean norm of all values, added in float64 in an order fixed by the sizes alone.
 double global_norm(thread_pool& pool, std::span<const std::span<const float>> tensors);
 

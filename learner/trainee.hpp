@@ -5,6 +5,7 @@
 #include "model/causal_lm.hpp"
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@ namespace troupe {
 class compute;
 
 /// A model under training with its optimizer and counters: what every task's learner does behind its backward passes. One thread.
+/// Where processes share the model each has one, of its parts; the first rank's takes the others along.
 class trainee {
 public:
   /// policy: made with model_options::training. total_steps: for the schedule. `where` must outlive it.
@@ -45,6 +47,9 @@ protected:
   std::string here() const; // "step 3, update 5"
 
 private:
+  using work = std::function<void()>;
+  void together(const std::string& what, const std::string& bytes, const work& own) const; // all ranks of the model
+  void follow();
   double gradient_norm() const;
   config cfg_;
   std::shared_ptr<causal_lm> policy_;

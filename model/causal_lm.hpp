@@ -12,6 +12,8 @@
 
 namespace troupe {
 
+class process_ranks;
+
 /// A named tensor of a model, under its Hugging Face name, row-major; of a rank's model, the rank's part of it.
 struct parameter {
   std::string name;
@@ -79,6 +81,10 @@ public:
   /// Adds d loss / d parameter to `grad`s. d_logprob, d_entropy: [n_targets]; d_entropy may be empty.
   virtual void backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) = 0;
   virtual void zero_grads() = 0;
+  /// Once between the last `backward` and the update: `grad`s of ranks that shared the batches become their sums.
+  virtual void sum_gradients() {}
+  /// The processes that share the model, of whose tensors `parameters` are this rank's parts; null: one process holds all.
+  virtual process_ranks* ranks() { return nullptr; }
 
   /// What the head gives at the batch's target rows, [n_targets, width] f32: logits (untempered), values, scores, or normalised
   /// hidden states; width: the last block's `out`. The targets' ids do not count. save: as in score.

@@ -1,5 +1,5 @@
+#include "core/binary.hpp"
 #include "core/error.hpp"
-#include "experience/binary.hpp"
 #include "weightsync/channel.hpp"
 #include <algorithm>
 #include <limits>

@@ -1,5 +1,5 @@
 #pragma once
-#include "experience/binary.hpp"
+#include "core/binary.hpp"
 #include "experience/trajectory.hpp"
 #include <cstdint>
 #include <optional>

@@ -63,6 +63,8 @@ public:
   void connect(const std::vector<std::string>& endpoints);
   /// The group of these world ranks (ascending, this one among them). Every rank makes groups of the same names in the same order.
   std::shared_ptr<communicator> group(const std::string& name, const std::vector<int>& ranks);
+  /// Waits, without a deadline, for a message that no call has taken yet. Throws errc::peer_lost after an abort.
+  void idle();
   void abort(const std::string& reason);
 
 private:

@@ -3,6 +3,7 @@
 #include "model/block.hpp"
 #include "model/kernels/elementwise.hpp"
 #include "model/kernels/thread_pool.hpp"
+#include "model/parallel/data_parallel.hpp"
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <algorithm>
@@ -111,9 +112,9 @@ public:
 
 class ranks_tape final : public tape {
 public:
-  std::vector<batch_part> parts; // by data-parallel rank; fewer when there are fewer prompts
+  ranks_tape(const packed_batch& batch, const mesh& shape) : parts(batch, shape.dp), of_rank(std::size_t(shape.size())) {}
+  replica_parts parts;
   std::vector<std::unique_ptr<tape>> of_rank;
-  std::size_t n_targets = 0;
 };
 
 class local_ranks final : public causal_lm {
@@ -138,6 +139,10 @@ public:
   void zero_grads() override {
     run([this](int r) { model(r).zero_grads(); });
   }
+  void sum_gradients() override {
+    if (shape_.dp > 1)
+      run([this](int r) { add_replicas(r); });
+  }
   float logprob(const float* logits, std::int32_t id, float temperature) const override {
     return models_[0]->logprob(logits, id, temperature);
   }
@@ -151,8 +156,6 @@ private:
   void run(const std::function<void(int)>& job);
   template <class Ask>
   auto by_part(const packed_batch& batch, ranks_tape& t, bool save, Ask ask);
-  static std::vector<float> whole(const ranks_tape& t, const std::vector<std::span<const float>>& from, std::size_t columns);
-  static std::vector<float> part(const ranks_tape& t, std::size_t d, std::span<const float> all, std::size_t columns);
   void backward_by_part(const ranks_tape& t, const std::function<void(causal_lm&, tape&, std::size_t)>& back);
 
   const mesh shape_;
@@ -282,45 +285,20 @@ void local_ranks::forward(const token_batch& batch, kv_cache& cache, std::span<c
 // ask(model, batch, save) by every rank on its replica's part of the batch -> what each part gave, once.
 template <class Ask>
 auto local_ranks::by_part(const packed_batch& batch, ranks_tape& t, bool save, Ask ask) {
-  t.n_targets = batch.targets.size();
-  t.of_rank.resize(std::size_t(shape_.size()));
-  if (shape_.dp > 1 && !batch.tokens.ids.empty())
-    t.parts = cut_batch(batch, shape_.dp);
-  std::vector<decltype(ask(model(0), batch, nullptr))> of_part(std::max<std::size_t>(1, t.parts.size()));
+  std::vector<decltype(ask(model(0), batch, nullptr))> of_part(t.parts.size());
   run([&](int r) {
     const auto d = std::size_t(dp_rank(r));
     if (d >= of_part.size())
       return;
-    auto values = ask(model(r), t.parts.empty() ? batch : t.parts[d].batch, save ? &t.of_rank[std::size_t(r)] : nullptr);
+    auto values = ask(model(r), t.parts.batch(d, batch), save ? &t.of_rank[std::size_t(r)] : nullptr);
     if (contexts_[std::size_t(r)].tp_rank == 0 && contexts_[std::size_t(r)].pp_rank == 0)
       of_part[d] = std::move(values);
   });
   return of_part;
 }
 
-// from: [parts][targets of the part, columns] -> [targets of the batch, columns].
-std::vector<float> local_ranks::whole(const ranks_tape& t, const std::vector<std::span<const float>>& from, std::size_t columns) {
-  if (t.parts.empty())
-    return {from[0].begin(), from[0].end()};
-  std::vector<float> all(t.n_targets * columns);
-  for (std::size_t d = 0; d < t.parts.size(); ++d)
-    for (std::size_t i = 0; i < t.parts[d].targets.size(); ++i)
-      std::copy_n(from[d].begin() + std::ptrdiff_t(i * columns), columns, all.begin() + t.parts[d].targets[i] * std::ptrdiff_t(columns));
-  return all;
-}
-
-// The other way round: replica d's part.
-std::vector<float> local_ranks::part(const ranks_tape& t, std::size_t d, std::span<const float> all, std::size_t columns) {
-  if (t.parts.empty() || all.empty())
-    return {all.begin(), all.end()};
-  std::vector<float> own;
-  for (const auto i : t.parts[d].targets)
-    own.insert(own.end(), all.begin() + i * std::ptrdiff_t(columns), all.begin() + (i + 1) * std::ptrdiff_t(columns));
-  return own;
-}
-
 target_values local_ranks::score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) {
-  auto t = std::make_unique<ranks_tape>();
+  auto t = std::make_unique<ranks_tape>(batch, shape_);
   const auto of_part = by_part(batch, *t, save != nullptr, [&](causal_lm& m, const packed_batch& own, std::unique_ptr<tape>* kept) {
     return m.score(own, temperature, entropy, kept);
   });
@@ -329,48 +307,47 @@ target_values local_ranks::score(const packed_batch& batch, float temperature, b
     logprobs.emplace_back(values.logprobs);
     entropies.emplace_back(values.entropy);
   }
-  target_values values{whole(*t, logprobs, 1), {}};
+  target_values values{t->parts.join(logprobs, 1), {}};
   if (entropy)
-    values.entropy = whole(*t, entropies, 1);
+    values.entropy = t->parts.join(entropies, 1);
   if (save)
     *save = std::move(t);
   return values;
 }
 
 std::vector<float> local_ranks::outputs(const packed_batch& batch, std::unique_ptr<tape>* save) {
-  auto t = std::make_unique<ranks_tape>();
+  auto t = std::make_unique<ranks_tape>(batch, shape_);
   const auto of_part = by_part(batch, *t, save != nullptr,
                                [&](causal_lm& m, const packed_batch& own, std::unique_ptr<tape>* kept) { return m.outputs(own, kept); });
-  auto out = whole(*t, {of_part.begin(), of_part.end()}, columns_);
+  auto out = t->parts.join({of_part.begin(), of_part.end()}, columns_);
   if (save)
     *save = std::move(t);
   return out;
 }
 
-// back(model, tape, replica) by every rank that has one; then the replicas' gradients are added up.
+// back(model, tape, replica) by every rank that has one.
 void local_ranks::backward_by_part(const ranks_tape& t, const std::function<void(causal_lm&, tape&, std::size_t)>& back) {
   run([&](int r) {
     if (tape* own = t.of_rank[std::size_t(r)].get())
       back(model(r), *own, std::size_t(dp_rank(r)));
   });
-  if (shape_.dp > 1)
-    run([this](int r) { add_replicas(r); });
 }
 
 void local_ranks::backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) {
   const auto& t = dynamic_cast<ranks_tape&>(saved);
-  if (d_logprob.size() != t.n_targets || (!d_entropy.empty() && d_entropy.size() != t.n_targets))
-    throw error{errc::bad_shape,
-                "model backward: " + std::to_string(d_logprob.size()) + " gradients for " + std::to_string(t.n_targets) + " targets"};
-  backward_by_part(t, [&](causal_lm& m, tape& own, std::size_t d) { m.backward(own, part(t, d, d_logprob, 1), part(t, d, d_entropy, 1)); });
+  if (d_logprob.size() != t.parts.n_targets() || (!d_entropy.empty() && d_entropy.size() != t.parts.n_targets()))
+    throw error{errc::bad_shape, "model backward: " + std::to_string(d_logprob.size()) + " gradients for " +
+                                     std::to_string(t.parts.n_targets()) + " targets"};
+  backward_by_part(
+      t, [&](causal_lm& m, tape& own, std::size_t d) { m.backward(own, t.parts.cut(d, d_logprob, 1), t.parts.cut(d, d_entropy, 1)); });
 }
 
 void local_ranks::backward_outputs(tape& saved, std::span<const float> d_outputs) {
   const auto& t = dynamic_cast<ranks_tape&>(saved);
-  if (d_outputs.size() != t.n_targets * columns_)
-    throw error{errc::bad_shape, "model backward: " + std::to_string(d_outputs.size()) + " gradients for " + std::to_string(t.n_targets) +
-                                     " targets of " + std::to_string(columns_) + " columns"};
-  backward_by_part(t, [&](causal_lm& m, tape& own, std::size_t d) { m.backward_outputs(own, part(t, d, d_outputs, columns_)); });
+  if (d_outputs.size() != t.parts.n_targets() * columns_)
+    throw error{errc::bad_shape, "model backward: " + std::to_string(d_outputs.size()) + " gradients for " +
+                                     std::to_string(t.parts.n_targets()) + " targets of " + std::to_string(columns_) + " columns"};
+  backward_by_part(t, [&](causal_lm& m, tape& own, std::size_t d) { m.backward_outputs(own, t.parts.cut(d, d_outputs, columns_)); });
 }
 
 // Gradients of the data-parallel ranks that share this one's slices, added in rank order, and cleared.

@@ -133,6 +133,7 @@ inline pass_result run_pass(causal_lm& model, const packed_batch& batch, bool tr
   const packed_batch second = tiny_batch(1, 3);
   model.score(second, 0.7f, false, &saved);
   model.backward(*saved, tiny_gradients(second.targets.size(), 3), {});
+  model.sum_gradients();
   return result;
 }
 
@@ -151,6 +152,16 @@ inline void add_bits(std::uint64_t& digest, std::span<const float> values) {
   }
 }
 
+/// Runs everything and digests the values.
+inline rank_digest digest_of_use(causal_lm& model) {
+  const pass_result result = run_pass(model, tiny_batch(3, 0), true);
+  rank_digest digest;
+  add_bits(digest.values, result.logprobs);
+  add_bits(digest.values, result.entropy);
+  add_bits(digest.values, decode(model, {3, 60, 31, 0, 17, 44, 5, 59, 12, 8}, 6));
+  return digest;
+}
+
 /// Makes a rank's model, runs everything and digests it.
 inline rank_digest digest_of_rank(const model_config& cfg, dtype type, const rank_context& ranks, bool sequence) {
   compute where(1);
@@ -159,11 +170,7 @@ inline rank_digest digest_of_rank(const model_config& cfg, dtype type, const ran
   setup->sequence_parallel = sequence;
   const auto model = make_model(cfg, {type, true, {"*"}, setup}, where);
   fill_by_name(*model);
-  const pass_result result = run_pass(*model, tiny_batch(3, 0), true);
-  rank_digest digest;
-  add_bits(digest.values, result.logprobs);
-  add_bits(digest.values, result.entropy);
-  add_bits(digest.values, decode(*model, {3, 60, 31, 0, 17, 44, 5, 59, 12, 8}, 6));
+  rank_digest digest = digest_of_use(*model);
   for (const parameter& p : model->parameters())
     add_bits(digest.grads, p.grad);
   return digest;

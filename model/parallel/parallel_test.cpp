@@ -1,5 +1,6 @@
 #include "core/error.hpp"
 #include "model/parallel/data_parallel.hpp"
+#include "model/parallel/local_ranks.hpp"
 #include "model/parallel/model_support.hpp"
 #include "model/parallel/stages.hpp"
 #include "model/parallel/test_support.hpp"
@@ -224,11 +225,42 @@ TEST(Parallel, ProcessesGiveTheBitsOfThreads) {
     expect_no_errors(run_ranks(n, [&, sequence = c.sequence](int r) {
       expected[std::size_t(r)] = digest_of_rank(cfg, element, contexts[std::size_t(r)], sequence);
     }));
-    auto workers = start_workers(TROUPE_PARALLEL_WORKER, n,
-                                 {"model", std::to_string(c.shape.pp), std::to_string(c.shape.tp), c.sequence ? "1" : "0", type, name});
+    auto workers =
+        start_workers(TROUPE_PARALLEL_WORKER, n,
+                      {"model", std::to_string(c.shape.pp), "1", std::to_string(c.shape.tp), c.sequence ? "1" : "0", type, name});
     for (int r = 0; r < n; ++r) {
       EXPECT_EQ(workers[std::size_t(r)].line(), expected[std::size_t(r)].text()) << name << " rank " << r;
       EXPECT_EQ(workers[std::size_t(r)].wait(), 0);
+    }
+  }
+}
+
+// One model to its user, over processes or over threads: log-probabilities, entropies, decoding, gradients.
+TEST(Parallel, ProcessesThatShareAModelGiveTheBitsOfThreads) {
+  struct shared_case {
+    std::string model, type;
+    mesh shape;
+    bool sequence;
+  };
+  for (const auto& c : {shared_case{"llama", "bf16", {1, 1, 2}, false}, shared_case{"llama", "f32", {2, 2, 2}, true},
+                        shared_case{"split", "bf16", {3, 1, 1}, false}, shared_case{"llama", "bf16", {1, 3, 1}, false}}) {
+    SCOPED_TRACE(c.model + " pp " + std::to_string(c.shape.pp) + " dp " + std::to_string(c.shape.dp) + " tp " + std::to_string(c.shape.tp));
+    auto workers = start_workers(TROUPE_PARALLEL_WORKER, c.shape.size(),
+                                 {"share", std::to_string(c.shape.pp), std::to_string(c.shape.dp), std::to_string(c.shape.tp),
+                                  c.sequence ? "1" : "0", c.type, c.model});
+    compute where(1);
+    const auto threads = make_local_ranks(c.model == "llama" ? tiny_llama(2, true) : split_of_two_widths(),
+                                          {c.type == "f32" ? dtype::f32 : dtype::bf16, true, {"*"}, nullptr}, c.shape, c.sequence, where);
+    fill_by_name(*threads);
+    rank_digest expected = digest_of_use(*threads);
+    for (const parameter& p : threads->parameters())
+      add_bits(expected.grads, p.grad);
+    EXPECT_EQ(workers[0].line(), expected.text());
+    for (std::size_t r = 0; r < workers.size(); ++r) {
+      if (r > 0) {
+        EXPECT_EQ(workers[r].line(), "followed");
+      }
+      EXPECT_EQ(workers[r].wait(), 0);
     }
   }
 }

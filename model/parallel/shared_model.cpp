@@ -36,6 +36,7 @@ public:
   std::vector<float> outputs(const packed_batch& batch, std::unique_ptr<tape>* save) override { return training_->outputs(batch, save); }
   void backward_outputs(tape& saved, std::span<const float> d_outputs) override { training_->backward_outputs(saved, d_outputs); }
   void zero_grads() override { training_->zero_grads(); }
+  void sum_gradients() override { training_->sum_gradients(); }
   float logprob(const float* logits, std::int32_t id, float temperature) const override {
     return generating_->logprob(logits, id, temperature);
   }

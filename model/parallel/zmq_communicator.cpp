@@ -284,6 +284,17 @@ std::shared_ptr<communicator> zmq_world::group(const std::string& name, const st
   return std::make_shared<zmq_communicator>(state_, name, ++state_->n_groups, ranks);
 }
 
+void zmq_world::idle() {
+  zmq_world_state& w = *state_;
+  const auto waits = [](const auto& queue) { return !queue.second.empty(); };
+  while (std::none_of(w.arrived.begin(), w.arrived.end(), waits)) {
+    w.check_alive();
+    std::array<zmq::pollitem_t, 2> items = {w.waker.item(), zmq::pollitem_t{w.inbox.handle(), 0, ZMQ_POLLIN, 0}};
+    if (poll_until(items, steady_clock::now() + std::chrono::hours(1)) && items[1].revents)
+      w.read_one();
+  }
+}
+
 void zmq_world::abort(const std::string& reason) { state_->abort(reason, true); }
 
 rank_context make_context(zmq_world& world, int rank, const mesh& shape) {

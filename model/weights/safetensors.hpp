@@ -70,5 +70,6 @@ void write_safetensors(const std::filesystem::path& dir, std::span<const tensor_
                        std::size_t max_shard_bytes = default_shard_bytes);
 /// One file with that name.
 void write_safetensors_file(const std::filesystem::path& file, std::span<const tensor_to_write> tensors);
+void write_safetensors_file(const std::filesystem::path& file, std::span<const tensor_to_make> tensors);
 
 } // namespace troupe

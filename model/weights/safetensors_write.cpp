@@ -188,9 +188,12 @@ void write_safetensors(const fs::path& dir, std::span<const tensor_to_write> ten
 }
 
 void write_safetensors_file(const fs::path& file, std::span<const tensor_to_write> tensors) {
-  const auto makers = as_makers(tensors);
-  check(makers);
-  write_one(file, makers);
+  write_safetensors_file(file, as_makers(tensors));
+}
+
+void write_safetensors_file(const fs::path& file, std::span<const tensor_to_make> tensors) {
+  check(tensors);
+  write_one(file, tensors);
 }
 
 } // namespace troupe
