@@ -52,9 +52,11 @@ std::pair<std::string, std::string> merge_parts(const nlohmann::json& entry, std
 bpe::bpe(const nlohmann::json& model, const std::string& where) {
   static std::atomic<std::uint64_t> serials{0};
   serial_ = ++serials;
-  for (const char* key : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"})
-    if (const auto it = model.find(key); it != model.end() && !it->is_null() && *it != "" && *it != 0.0)
-      throw error(errc::unsupported, where + ": model BPE with " + key + " " + part_json::brief(*it) + " is not supported");
+  if (const auto it = model.find("dropout"); it != model.end() && !it->is_null() && *it != 0.0)
+    throw error(errc::unsupported, where + ": model BPE with dropout " + part_json::brief(*it) + " is not supported");
+  for (const auto& [key, affix] : {std::pair{"continuing_subword_prefix", &prefix_}, {"end_of_word_suffix", &suffix_}})
+    if (model.contains(key) && !model[key].is_null())
+      *affix = part_json::text(model, key, where + ": model");
   fuse_unknown_ = part_json::boolean(model, "fuse_unk", false, where + ": model");
   byte_fallback_ = part_json::boolean(model, "byte_fallback", false, where + ": model");
   ignore_merges_ = part_json::boolean(model, "ignore_merges", false, where + ": model");
@@ -114,7 +116,10 @@ void bpe::read_merges(const nlohmann::json& merges, const std::string& where) {
     const auto [left, right] = merge_parts(entry, std::size_t(rank), where);
     std::array<std::int32_t, 3> ids{};
     std::size_t i = 0;
-    for (const std::string& token : {left, right, left + right}) {
+    if (right.size() < prefix_.size())
+      throw error(errc::bad_input, where + ": model.merges[" + std::to_string(rank) + "]: token \"" + right +
+                                       "\" is shorter than model.continuing_subword_prefix");
+    for (const std::string& token : {left, right, left + right.substr(prefix_.size())}) {
       const auto id = token_to_id(token);
       if (!id)
         throw error(errc::bad_input, where + ": model.merges[" + std::to_string(rank) + "]: token \"" + token + "\" is not in model.vocab");
@@ -163,11 +168,19 @@ bool bpe::append_bytes(std::string_view character, std::vector<std::int32_t>& sy
 
 void bpe::split_characters(std::string_view piece, std::vector<std::int32_t>& symbols) const {
   bool pending = false; // an unknown token that is written when the next known one comes
+  std::string with_affixes;
   for (std::size_t pos = 0; pos < piece.size();) {
     const std::size_t begin = pos;
     const char32_t c = utf8::next(piece, pos);
-    const std::string_view character = piece.substr(begin, pos - begin);
-    const std::int32_t id = c < short_limit ? short_ids_[c] : token_to_id(character).value_or(-1);
+    std::string_view character = piece.substr(begin, pos - begin);
+    std::int32_t id = -1;
+    if (prefix_.empty() && suffix_.empty()) {
+      id = c < short_limit ? short_ids_[c] : token_to_id(character).value_or(-1);
+    } else {
+      with_affixes.assign(begin > 0 ? prefix_ : "").append(character).append(pos == piece.size() ? suffix_ : "");
+      character = with_affixes;
+      id = token_to_id(character).value_or(-1);
+    }
     if (id >= 0) {
       if (pending)
         symbols.push_back(*unknown_);

@@ -51,6 +51,7 @@ private:
   std::vector<merge> pair_values_;
   std::vector<std::int32_t> byte_ids_; // of "<0x00>" ...; -1: none
   std::optional<std::int32_t> unknown_;
+  std::string prefix_, suffix_; // of what stands inside a piece, of what ends it
   bool fuse_unknown_ = false, byte_fallback_ = false, ignore_merges_ = false;
   std::uint64_t serial_; // names this model in the threads' caches
 };

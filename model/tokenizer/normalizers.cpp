@@ -1,7 +1,9 @@
+#include "model/tokenizer/byte_level.hpp"
 #include "model/tokenizer/parts.hpp"
 #include "model/tokenizer/pattern.hpp"
 #include "model/tokenizer/unicode.hpp"
 #include "model/tokenizer/utf8.hpp"
+#include <algorithm>
 #include <functional>
 #include <map>
 
@@ -29,15 +31,8 @@ private:
 class replace_pattern final : public normalizer {
 public:
   replace_pattern(regex pattern, std::string content) : pattern_(std::move(pattern)), content_(std::move(content)) {}
-  std::string apply(std::string text) const override {
-    std::string out;
-    std::size_t done = 0;
-    pattern_.for_each(text, [&](std::size_t begin, std::size_t end) {
-      out.append(text, done, begin - done).append(content_);
-      done = end;
-    });
-    return out.append(text, done);
-  }
+  std::string apply(std::string text) const override { return pattern_.replaced(text, content_); }
+  bool keeps_start() const override { return !content_.empty() && !pattern_.matches(""); }
 
 private:
   regex pattern_;
@@ -47,6 +42,7 @@ private:
 class lowercase final : public normalizer {
 public:
   std::string apply(std::string text) const override { return unicode::lowercase(text); }
+  bool keeps_start() const override { return true; }
 };
 
 class strip final : public normalizer {
@@ -65,6 +61,30 @@ private:
   bool left_, right_;
 };
 
+class strip_accents final : public normalizer {
+public:
+  std::string apply(std::string text) const override {
+    std::string out;
+    out.reserve(text.size());
+    for (std::size_t pos = 0; pos < text.size();) {
+      const std::size_t at = pos;
+      if (!unicode::is_combining_mark(utf8::next(text, pos)))
+        out.append(text, at, pos - at);
+    }
+    return out;
+  }
+};
+
+class byte_level final : public normalizer {
+public:
+  std::string apply(std::string text) const override {
+    std::string out;
+    for (const char c : text)
+      out += byte_level_characters()[static_cast<unsigned char>(c)];
+    return out;
+  }
+};
+
 class in_turn final : public normalizer {
 public:
   explicit in_turn(std::vector<std::unique_ptr<normalizer>> parts) : parts_(std::move(parts)) {}
@@ -72,6 +92,9 @@ public:
     for (const auto& part : parts_)
       text = part->apply(std::move(text));
     return text;
+  }
+  bool keeps_start() const override {
+    return std::all_of(parts_.begin(), parts_.end(), [](const auto& part) { return part->keeps_start(); });
   }
 
 private:
@@ -91,6 +114,7 @@ made read(const json& part, const std::string& where, int depth) {
       {"NFD", form(unicode::form::nfd)},
       {"NFKC", form(unicode::form::nfkc)},
       {"NFKD", form(unicode::form::nfkd)},
+      {"ByteLevel", [](const json&, const std::string&, int) { return std::make_unique<byte_level>(); }},
       {"Lowercase", [](const json&, const std::string&, int) { return std::make_unique<lowercase>(); }},
       {"Prepend", [](const json& p, const std::string& w, int) { return std::make_unique<prepend>(part_json::text(p, "prepend", w)); }},
       {"Replace", [](const json& p, const std::string& w,
@@ -99,6 +123,7 @@ made read(const json& part, const std::string& where, int depth) {
        [](const json& p, const std::string& w, int) {
          return std::make_unique<strip>(part_json::boolean(p, "strip_left", true, w), part_json::boolean(p, "strip_right", true, w));
        }},
+      {"StripAccents", [](const json&, const std::string&, int) { return std::make_unique<strip_accents>(); }},
       {"Sequence", [](const json& p, const std::string& w,
                       int d) { return std::make_unique<in_turn>(part_json::sequence<normalizer>(p, "normalizers", w, d, read)); }},
   };

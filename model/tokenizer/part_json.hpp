@@ -1,5 +1,6 @@
 #pragma once
 #include "core/error.hpp"
+#include "model/tokenizer/utf8.hpp"
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -38,6 +39,17 @@ inline std::string text(const nlohmann::json& part, const char* key, const std::
   if (it == part.end() || !it->is_string())
     throw error(errc::bad_input, where + "." + key + " must be a string");
   return it->get<std::string>();
+}
+
+/// A string of one character.
+inline std::string character(const nlohmann::json& part, const char* key, const std::string& where) {
+  auto one = text(part, key, where);
+  std::size_t pos = 0;
+  if (!one.empty())
+    utf8::next(one, pos);
+  if (one.empty() || pos != one.size())
+    throw error(errc::bad_input, where + "." + key + " must be one character, not \"" + one + "\"");
+  return one;
 }
 
 /// An integer from 0 to `limit`.

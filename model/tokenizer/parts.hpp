@@ -17,11 +17,18 @@ class normalizer {
 public:
   virtual ~normalizer() = default;
   virtual std::string apply(std::string text) const = 0;
+  /// Whether its text begins where the text it was given begins, and nothing else of it does (Metaspace asks).
+  virtual bool keeps_start() const { return false; }
+};
+
+struct piece {
+  std::string_view text;
+  bool at_start; // of the whole text that is encoded
 };
 
 /// Pieces of one text, in order; `storage` owns what a step wrote anew.
 struct piece_list {
-  std::vector<std::string_view> pieces;
+  std::vector<piece> pieces;
   std::deque<std::string> storage;
 };
 
@@ -29,16 +36,27 @@ class pre_tokenizer {
 public:
   virtual ~pre_tokenizer() = default;
   virtual void split(piece_list& list) const = 0;
+  /// Whether it asks if a piece is `at_start`.
+  virtual bool needs_start() const { return false; }
+  /// Whether it changes text, beyond splitting it.
+  virtual bool writes() const { return false; }
+};
+
+/// Takes tokens one by one, a token in one or more parts. One thread.
+class token_sink {
+public:
+  virtual ~token_sink() = default;
+  /// begins, ends: whether the part is its token's first, its last.
+  virtual void put(std::string_view part, bool begins, bool ends) = 0;
+  /// No more tokens come.
+  virtual void finish() = 0;
 };
 
 class decoder {
 public:
   virtual ~decoder() = default;
-  virtual std::vector<std::string> apply(std::vector<std::string> tokens) const = 0;
-  /// Whether the text is the tokens' bytes of append_byte_level, joined.
-  virtual bool joins_bytes() const { return false; }
-  /// Whether what ends the text depends on there being no more tokens (bytes spelled as tokens aside).
-  virtual bool cuts_end() const { return false; }
+  /// What decodes one list of tokens: `next`, which outlives it, is given what is certain as soon as it is.
+  virtual std::unique_ptr<token_sink> begin(token_sink& next) const = 0;
 };
 
 /// What a post-processor may write around a text's ids.

@@ -40,7 +40,10 @@ std::string complement_text(std::span<const unicode::range> ranges) {
   return out + hex(next) + "-\\x{10FFFF}";
 }
 
-std::string property(std::string_view name) { return "\\p{" + std::string(name) + "}" + ranges_text(unicode::additions(name)); }
+std::string property(std::string_view name) {
+  const auto whole = unicode::additions("=" + std::string(name)); // a class that lost characters since
+  return whole.empty() ? "\\p{" + std::string(name) + "}" + ranges_text(unicode::additions(name)) : ranges_text(whole);
+}
 
 // Rewrites a pattern from left to right. Classes become explicit, so that neither library's Unicode tables are asked
 // for more than both know.
@@ -76,8 +79,7 @@ private:
     case 'd':
       return property("Nd");
     case 'w':
-      return property("L") + property("M") + property("Nd") + property("Nl") + property("Pc") +
-             "\\x{24B6}-\\x{24E9}\\x{1F130}-\\x{1F149}\\x{1F150}-\\x{1F169}\\x{1F170}-\\x{1F189}";
+      return property("L") + property("M") + property("Nd") + property("Nl") + property("Pc") + ranges_text(unicode::additions("word"));
     case 'S':
       return complement_text(unicode::spaces());
     default:
@@ -266,6 +268,23 @@ void regex::for_each(std::string_view text, const std::function<void(std::size_t
     from = last_end = span[1];
     match(span[0], span[1]);
   }
+}
+
+std::string regex::replaced(std::string_view text, std::string_view content) const {
+  std::string out;
+  std::size_t done = 0;
+  if (!text.empty())
+    for_each(text, [&](std::size_t begin, std::size_t end) {
+      out.append(text, done, begin - done).append(content);
+      done = end;
+    });
+  return out.append(text, done);
+}
+
+bool regex::matches(std::string_view text) const {
+  bool found = false;
+  for_each(text, [&](std::size_t, std::size_t) { found = true; });
+  return found;
 }
 
 } // namespace troupe

@@ -20,6 +20,11 @@ public:
   /// An empty match right behind the match before is left out, as Oniguruma's iterator does.
   void for_each(std::string_view text, const std::function<void(std::size_t, std::size_t)>& match) const;
 
+  /// The text with each match replaced; an empty one stays empty, as in the package.
+  std::string replaced(std::string_view text, std::string_view content) const;
+  /// Whether it matches somewhere.
+  bool matches(std::string_view text) const;
+
 private:
   struct compiled;
   explicit regex(std::shared_ptr<const compiled> c) : compiled_(std::move(c)) {}

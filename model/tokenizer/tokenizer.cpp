@@ -9,6 +9,7 @@
 #include "model/tokenizer/utf8.hpp"
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 namespace troupe {
 namespace {
@@ -44,7 +45,29 @@ const nlohmann::json& read_model(const nlohmann::json& root, const std::string& 
   return model;
 }
 
-bool is_byte_token(std::string_view token) { return token.size() == 6 && token.starts_with("<0x") && token.back() == '>'; }
+// Where the decoders' text ends up.
+class text_sink final : public token_sink {
+public:
+  void put(std::string_view part, bool /*begins*/, bool /*ends*/) override { text += part; }
+  void finish() override {}
+  std::string text;
+};
+
+// What stands for a decoder where there is none.
+class spaced_sink final : public token_sink {
+public:
+  explicit spaced_sink(token_sink& next) : next_(next) {}
+  void put(std::string_view part, bool begins, bool ends) override {
+    if (begins && std::exchange(later_, true))
+      next_.put(" ", true, false);
+    next_.put(part, begins, ends);
+  }
+  void finish() override { next_.finish(); }
+
+private:
+  token_sink& next_;
+  bool later_ = false;
+};
 
 } // namespace
 
@@ -59,6 +82,8 @@ struct tokenizer::impl {
     for (const auto id : written)
       if (token_of(id) == nullptr)
         throw error(errc::bad_input, name + ": post_processor writes id " + std::to_string(id) + ", which no token has");
+    if (pre && pre->needs_start() && normal && !normal->keeps_start())
+      throw error(errc::unsupported, name + ": pre_tokenizer Metaspace with prepend_scheme first behind this normalizer is not supported");
     limits = length_limits(section(root, "truncation"), section(root, "padding"), written.size(), name);
   }
 
@@ -67,13 +92,13 @@ struct tokenizer::impl {
     return token != nullptr ? &token->content : model.id_to_token(id);
   }
 
-  void encode_text(std::string_view text, std::vector<std::int32_t>& ids) const {
+  void encode_text(piece text, std::vector<std::int32_t>& ids) const {
     piece_list list;
     list.pieces = {text};
     if (pre)
       pre->split(list);
-    for (const auto piece : list.pieces)
-      model.encode(piece, ids);
+    for (const auto& one : list.pieces)
+      model.encode(one.text, ids);
   }
 
   std::vector<std::int32_t> encode(std::string_view text) const {
@@ -83,23 +108,27 @@ struct tokenizer::impl {
         ids.push_back(raw.id);
         continue;
       }
+      const bool first = raw.text.data() == text.data();
       const std::string normalized = normal ? normal->apply(std::string(raw.text)) : std::string();
-      for (const auto& part : added.split_normalized(normal ? std::string_view(normalized) : raw.text))
+      const std::string_view whole = normal ? std::string_view(normalized) : raw.text;
+      for (const auto& part : added.split_normalized(whole))
         if (part.id >= 0)
           ids.push_back(part.id);
         else
-          encode_text(part.text, ids);
+          encode_text({part.text, first && part.text.data() == whole.data()}, ids);
     }
     return ids;
   }
 
-  std::vector<std::string> tokens_of(std::span<const std::int32_t> ids, bool skip_special) const {
-    std::vector<std::string> tokens;
-    tokens.reserve(ids.size());
-    for (const auto id : ids)
-      if (const std::string* token = token_of(id); token != nullptr && !(skip_special && added.is_special(*token)))
-        tokens.push_back(*token);
-    return tokens;
+  std::unique_ptr<token_sink> begin_decoding(token_sink& next) const {
+    if (decode)
+      return decode->begin(next);
+    return std::make_unique<spaced_sink>(next);
+  }
+
+  void decode_into(token_sink& sink, std::int64_t id, bool skip_special) const {
+    if (const std::string* token = token_of(id); token != nullptr && !(skip_special && added.is_special(*token)))
+      sink.put(*token, true, true);
   }
 
   bpe model;
@@ -138,16 +167,12 @@ std::vector<std::int32_t> tokenizer::encode(std::string_view text, bool add_spec
 }
 
 std::string tokenizer::decode(std::span<const std::int32_t> ids, bool skip_special_tokens) const {
-  auto tokens = impl_->tokens_of(ids, skip_special_tokens);
-  if (impl_->decode)
-    tokens = impl_->decode->apply(std::move(tokens));
-  std::string text;
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (i > 0 && !impl_->decode)
-      text += ' ';
-    text += tokens[i];
-  }
-  return text;
+  text_sink out;
+  const auto sink = impl_->begin_decoding(out);
+  for (const auto id : ids)
+    impl_->decode_into(*sink, id, skip_special_tokens);
+  sink->finish();
+  return std::move(out.text);
 }
 
 std::int64_t tokenizer::vocab_size() const { return std::max(impl_->model.id_limit(), impl_->added.id_limit()); }
@@ -167,51 +192,25 @@ bool tokenizer::is_special(std::int32_t id) const {
   return token != nullptr && impl_->added.is_special(*token);
 }
 
+struct incremental_decoder::state {
+  explicit state(std::shared_ptr<const tokenizer> t) : tok(std::move(t)), sink(tok->impl_->begin_decoding(out)) {}
+  std::shared_ptr<const tokenizer> tok;
+  text_sink out;
+  std::unique_ptr<token_sink> sink;
+};
+
 incremental_decoder::incremental_decoder(std::shared_ptr<const tokenizer> tok, bool skip_special_tokens)
-    : tok_(std::move(tok)), skip_(skip_special_tokens) {}
+    : state_(std::make_unique<state>(std::move(tok))), skip_(skip_special_tokens) {}
+incremental_decoder::~incremental_decoder() = default;
 
 std::string incremental_decoder::add(std::int32_t id) {
-  const auto& impl = *tok_->impl_;
-  if (!impl.decode || !impl.decode->joins_bytes()) {
-    ids_.push_back(id);
-    return settled(false);
-  }
-  const std::string* token = impl.token_of(id);
-  std::string text;
-  if (token == nullptr || (skip_ && impl.added.is_special(*token)))
-    return text;
-  append_byte_level(pending_, *token);
-  pending_.erase(0, utf8::append_lossy(text, pending_, true));
-  return text;
-}
-
-// A token's text can depend on those behind it in two ways: bytes spelled as tokens form a character together, and a
-// decoder may cut the end.
-std::string incremental_decoder::settled(bool at_end) {
-  const auto& impl = *tok_->impl_;
-  std::size_t certain = ids_.size();
-  if (!at_end) {
-    if (impl.decode && impl.decode->cuts_end())
-      return {};
-    for (; certain > 0; --certain) {
-      const std::string* token = impl.token_of(ids_[certain - 1]);
-      if (token != nullptr && !is_byte_token(*token) && !(skip_ && impl.added.is_special(*token)))
-        break;
-    }
-  }
-  auto text = tok_->decode(std::span(ids_).first(certain), skip_);
-  if (text.size() <= emitted_)
-    return {};
-  text.erase(0, emitted_);
-  emitted_ += text.size();
-  return text;
+  state_->tok->impl_->decode_into(*state_->sink, id, skip_);
+  return std::exchange(state_->out.text, {});
 }
 
 std::string incremental_decoder::finish() {
-  std::string text = settled(true);
-  utf8::append_lossy(text, pending_);
-  pending_.clear();
-  return text;
+  state_->sink->finish();
+  return std::exchange(state_->out.text, {});
 }
 
 } // namespace troupe

@@ -35,22 +35,20 @@ private:
   std::unique_ptr<impl> impl_;
 };
 
-/// Decodes token by token without ever emitting half a character.
+/// Decodes token by token without ever emitting half a character. One thread.
 class incremental_decoder {
 public:
   incremental_decoder(std::shared_ptr<const tokenizer> tok, bool skip_special_tokens);
+  ~incremental_decoder();
   /// Text that became certain with this token; all pieces and finish() joined are decode() of all ids.
   std::string add(std::int32_t id);
+  /// The rest; nothing is added behind it.
   std::string finish();
 
 private:
-  std::string settled(bool at_end);
-
-  std::shared_ptr<const tokenizer> tok_;
+  struct state;
+  std::unique_ptr<state> state_;
   bool skip_;
-  std::vector<std::int32_t> ids_; // all so far, where the decoder needs more than the bytes
-  std::size_t emitted_ = 0;       // bytes of their text
-  std::string pending_;           // bytes that are no whole character yet
 };
 
 } // namespace troupe

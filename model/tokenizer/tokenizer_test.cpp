@@ -1,9 +1,14 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
+#include "model/tokenizer/parts.hpp"
 #include "model/tokenizer/regex.hpp"
 #include "model/tokenizer/tokenizer.hpp"
+#include "model/tokenizer/unicode.hpp"
 #include "model/tokenizer/utf8.hpp"
+#include <array>
+#include <cstdio>
 #include <gtest/gtest.h>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <rapidcheck/gtest.h>
 
@@ -12,7 +17,8 @@ namespace {
 using json = nlohmann::json;
 using ids = std::vector<std::int32_t>;
 
-const std::vector<std::string> styles = {"smollm", "llama3", "gpt2", "qwen2", "splits"};
+const std::vector<std::string> styles = {"smollm", "llama3", "gpt2", "qwen2", "llama2", "mistral3", "tekken",
+                                         "gemma",  "phi3",   "clip", "words", "spaces", "splits"};
 
 const json& reference(const std::string& style) {
   static std::map<std::string, json> all;
@@ -54,20 +60,76 @@ TEST_P(of_style, decodes_as_the_tokenizers_package) {
   }
 }
 
-TEST_P(of_style, incremental_decoding_gives_the_same_text_in_whole_characters) {
+// As tests/reference/tokenizer_dump.py's digest.
+class digest {
+public:
+  digest& operator<<(const std::string& text) {
+    for (const char c : text + '\xFF')
+      state_ = (state_ ^ static_cast<unsigned char>(c)) * 0x100000001B3ull;
+    return *this;
+  }
+  digest& operator<<(const ids& list) {
+    std::string text;
+    for (const auto id : list)
+      text += std::to_string(id) + ' ';
+    return *this << text;
+  }
+  std::string hex() const {
+    std::array<char, 20> out{};
+    std::snprintf(out.data(), out.size(), "%012llx", static_cast<unsigned long long>(state_ >> 16));
+    return out.data();
+  }
+
+private:
+  std::uint64_t state_ = 0xCBF29CE484222325ull;
+};
+
+TEST_P(of_style, gives_the_packages_digests_of_many_texts) {
+  static const auto texts = json::parse(troupe::read_file(TROUPE_SOURCE_DIR "/tests/reference/tokenizer/texts.json"));
+  ASSERT_GE(texts.size(), 2000u);
   const auto tok = read(GetParam());
-  for (const auto& row : reference(GetParam())["decode"])
-    for (const bool skip : {false, true}) {
-      troupe::incremental_decoder decoder(tok, skip);
-      std::string all;
-      for (const auto id : row[0].get<ids>()) {
-        const auto piece = decoder.add(id);
-        EXPECT_EQ(troupe::utf8::find_invalid(piece), std::string::npos);
-        all += piece;
-      }
-      all += decoder.finish();
-      EXPECT_EQ(all, tok->decode(row[0].get<ids>(), skip)) << row[0];
-    }
+  const auto& wanted = reference(GetParam())["digests"];
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < texts.size() && wrong < 5; ++i) {
+    const auto text = texts[i].get<std::string>();
+    const auto all = tok->encode(text, true);
+    digest d;
+    d << all << tok->encode(text, false) << tok->decode(all, false) << tok->decode(all, true);
+    EXPECT_EQ(d.hex(), wanted[i]) << texts[i];
+    wrong += d.hex() != wanted[i] ? 1 : 0;
+  }
+}
+
+std::string incrementally(const std::shared_ptr<const troupe::tokenizer>& tok, const ids& list, bool skip) {
+  troupe::incremental_decoder decoder(tok, skip);
+  std::string all;
+  for (const auto id : list) {
+    const auto piece = decoder.add(id);
+    EXPECT_EQ(troupe::utf8::find_invalid(piece), std::string::npos);
+    all += piece;
+  }
+  return all + decoder.finish();
+}
+
+TEST_P(of_style, decodes_random_ids_as_the_package_and_incrementally) {
+  const auto tok = read(GetParam());
+  EXPECT_EQ(tok->vocab_size(), reference(GetParam())["vocabulary"]);
+  const auto limit = static_cast<std::size_t>(tok->vocab_size()) + 3;
+  std::uint64_t state = 1;
+  const auto draw = [&](std::size_t n) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return static_cast<std::size_t>((state >> 33) % n);
+  };
+  for (const auto& wanted : reference(GetParam())["decoded"]) {
+    ids list(draw(12));
+    for (auto& id : list)
+      id = static_cast<std::int32_t>(draw(limit));
+    digest d;
+    d << tok->decode(list, false) << tok->decode(list, true);
+    ASSERT_EQ(d.hex(), wanted) << json(list);
+    ASSERT_EQ(incrementally(tok, list, false), tok->decode(list, false)) << json(list);
+    ASSERT_EQ(incrementally(tok, list, true), tok->decode(list, true)) << json(list);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(styles, of_style, testing::ValuesIn(styles), [](const auto& info) { return info.param; });
@@ -163,6 +225,18 @@ TEST(tokenizer, a_wrong_file_is_refused_by_name) {
       {"/post_processor",
        R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x"}}], "special_tokens": {"x": {"id": "x", "ids": [77], "tokens": ["x"]}}})",
        "bad_input: t.json: post_processor writes id 77"},
+      {"/pre_tokenizer", R"({"type": "Metaspace", "replacement": "ab"})",
+       "bad_input: t.json: pre_tokenizer.replacement must be one character"},
+      {"/pre_tokenizer", R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "last"})",
+       "bad_input: t.json: pre_tokenizer.prepend_scheme \"last\""},
+      {"/pre_tokenizer", R"({"type": "Metaspace", "replacement": "_", "prepend_scheme": "first", "add_prefix_space": false})",
+       "bad_input: t.json: pre_tokenizer: add_prefix_space false and prepend_scheme \"first\""},
+      {"/pre_tokenizer",
+       R"({"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}]})",
+       "unsupported: t.json: pre_tokenizer: Metaspace with prepend_scheme first"},
+      {"/decoder", R"({"type": "Strip", "content": "a", "start": 1, "stop": 1})",
+       "unsupported: t.json: decoder: decoder Strip with both start and stop"},
+      {"/model/continuing_subword_prefix", "\"###\"", "bad_input: t.json: model.merges[0]: token \"b\" is shorter than"},
       {"/decoder", R"({"type": "CTC"})", "unsupported: t.json: decoder: decoder CTC"},
       {"/added_tokens", "5", "bad_input: t.json: added_tokens must be an array"},
       {"/added_tokens", R"([{"id": 0}])", "bad_input: t.json: added_tokens[0].content must be a string"},
@@ -174,6 +248,10 @@ TEST(tokenizer, a_wrong_file_is_refused_by_name) {
     changed[json::json_pointer(c.place)] = json::parse(c.value);
     EXPECT_TRUE(refusal(changed.dump()).starts_with(c.message)) << refusal(changed.dump()) << "\nfor " << c.message;
   }
+  auto first = base;
+  first["normalizer"] = {{"type", "NFC"}};
+  first["pre_tokenizer"] = {{"type", "Metaspace"}, {"replacement", "_"}, {"prepend_scheme", "first"}};
+  EXPECT_TRUE(refusal(first.dump()).starts_with("unsupported: t.json: pre_tokenizer Metaspace with prepend_scheme first behind this"));
   EXPECT_TRUE(refusal("{").starts_with("bad_input: t.json: not JSON"));
   EXPECT_TRUE(refusal("[]").starts_with("bad_input: t.json: must be a JSON object"));
   std::string deep;
@@ -248,6 +326,77 @@ RC_GTEST_PROP(utf8, lossy_text_is_utf8_and_keeps_what_is_well_formed, (std::vect
   }
   troupe::utf8::append_lossy(pieces, pending);
   RC_ASSERT(pieces == whole);
+}
+
+using point_ranges = std::vector<std::pair<char32_t, char32_t>>;
+
+template <class Holds>
+point_ranges ranges_where(Holds holds) {
+  point_ranges out;
+  for (char32_t c = 0; c < 0x110000; ++c) {
+    if ((c >= 0xD800 && c < 0xE000) || !holds(c))
+      continue;
+    if (!out.empty() && out.back().second + 1 == c)
+      out.back().second = c;
+    else
+      out.emplace_back(c, c);
+  }
+  return out;
+}
+
+const json& package_classes() {
+  static const json all = json::parse(troupe::read_file(TROUPE_SOURCE_DIR "/tests/reference/tokenizer/classes.json"));
+  return all;
+}
+
+TEST(unicode, classes_in_regexes_hold_the_packages_characters_and_no_others) {
+  std::string all; // every character, and where each begins
+  std::map<std::size_t, char32_t> at;
+  for (char32_t c = 0; c < 0x110000; ++c)
+    if (c < 0xD800 || c >= 0xE000) {
+      at.emplace_hint(at.end(), all.size(), c);
+      troupe::utf8::append(all, c);
+    }
+  for (const auto& [pattern, wanted] : package_classes()["regex"].items()) {
+    point_ranges got;
+    troupe::regex(pattern, "p").for_each(all, [&](std::size_t begin, std::size_t) {
+      const char32_t c = at.at(begin);
+      if (!got.empty() && got.back().second + 1 == c)
+        got.back().second = c;
+      else
+        got.emplace_back(c, c);
+    });
+    EXPECT_EQ(got, wanted.get<point_ranges>()) << pattern;
+  }
+}
+
+TEST(unicode, classes_of_parts_hold_the_packages_characters_and_no_others) {
+  const auto& parts = package_classes()["parts"];
+  namespace unicode = troupe::unicode;
+  EXPECT_EQ(ranges_where(unicode::is_numeric), parts["Digits"].get<point_ranges>());
+  EXPECT_EQ(ranges_where(unicode::is_punctuation), parts["Punctuation"].get<point_ranges>());
+  EXPECT_EQ(ranges_where(unicode::is_word), parts["Whitespace"].get<point_ranges>());
+  EXPECT_EQ(ranges_where(unicode::is_space), parts["WhitespaceSplit"].get<point_ranges>());
+}
+
+TEST(unicode, normalizers_give_what_the_packages_give_for_each_character) {
+  for (const auto& [name, wanted] : package_classes()["digests"].items()) {
+    const auto normalizer = troupe::read_normalizer({{"type", name}}, "n");
+    for (char32_t first = 0; first < 0x110000; first += 4096) {
+      std::uint64_t digest = 0xCBF29CE484222325ull;
+      for (char32_t c = first; c < first + 4096; ++c) {
+        std::string text;
+        if (c >= 0xD800 && c < 0xE000)
+          continue;
+        troupe::utf8::append(text, c);
+        for (const char byte : normalizer->apply(text) + '\n')
+          digest = (digest ^ static_cast<unsigned char>(byte)) * 0x100000001B3ull;
+      }
+      std::array<char, 20> hex{};
+      std::snprintf(hex.data(), hex.size(), "%016llx", static_cast<unsigned long long>(digest));
+      EXPECT_EQ(std::string(hex.data()), wanted[first / 4096]) << name << " from U+" << std::hex << static_cast<unsigned>(first);
+    }
+  }
 }
 
 TEST(regex, what_oniguruma_and_pcre2_read_differently_is_rewritten_or_refused) {

@@ -31,6 +31,14 @@ constexpr range space_ranges[] = {{0x9, 0xD},       {0x20, 0x20},     {0x85, 0x8
 // Other_Alphabetic symbols: circled and squared Latin letters.
 constexpr range letter_symbols[] = {{0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};
 
+// Lower case of letters that utf8proc does not know yet.
+const std::map<char32_t, char32_t>& newer_letters() {
+  static const std::map<char32_t, char32_t> all = {
+#include "model/tokenizer/lowercase_tables.inc"
+  };
+  return all;
+}
+
 void append_normalized(std::string& out, std::string_view text, form f) {
   if (text.empty())
     return;
@@ -85,17 +93,29 @@ bool is_word(char32_t c) noexcept {
   return c == 0x200C || c == 0x200D || std::any_of(std::begin(more), std::end(more), [c](auto r) { return within(r, c); });
 }
 
+bool is_punctuation(char32_t c) noexcept {
+  static const auto all = additions("punctuation");
+  return within(all, c);
+}
+
+bool is_combining_mark(char32_t c) noexcept {
+  static const auto all = additions("mark");
+  return within(all, c);
+}
+
 std::string normalize(std::string_view text, form f) {
   std::string out;
   out.reserve(text.size());
   if (std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; }))
     return std::string(text);
-  static const auto unordered = additions("unordered");
-  // A mark of no class parts what stands before it from what stands behind.
+  static const auto unordered = additions("unordered"), indivisible = additions("indivisible");
+  const bool compatible = f == form::nfkc || f == form::nfkd;
+  // A character that the package does not know parts what stands before it from what stands behind.
   std::size_t begin = 0;
   for (std::size_t pos = 0; pos < text.size();) {
     const std::size_t at = pos;
-    if (within(unordered, utf8::next(text, pos))) {
+    const char32_t c = utf8::next(text, pos);
+    if (c >= 0x300 && (within(unordered, c) || (compatible && within(indivisible, c)))) {
       append_normalized(out, text.substr(begin, at - begin), f);
       out.append(text.substr(at, pos - at));
       begin = pos;
@@ -110,11 +130,12 @@ std::string lowercase(std::string_view text) {
   out.reserve(text.size());
   for (std::size_t pos = 0; pos < text.size();) {
     const char32_t c = utf8::next(text, pos);
-    if (c == 0x130) { // the one letter whose lower case is two characters
+    if (c == 0x130) // the one letter whose lower case is two characters
       out += "i\xCC\x87";
-      continue;
-    }
-    utf8::append(out, static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
+    else if (const auto it = c < 0x80 ? newer_letters().end() : newer_letters().find(c); it != newer_letters().end())
+      utf8::append(out, it->second);
+    else
+      utf8::append(out, static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
   }
   return out;
 }

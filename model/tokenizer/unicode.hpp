@@ -13,9 +13,11 @@ struct range {
 /// Characters that the `tokenizers` package counts to a class ("L", "Nd", ...) and PCRE2's Unicode does not know yet.
 std::span<const range> additions(std::string_view class_name);
 
-bool is_space(char32_t c) noexcept;   // White_Space
-bool is_numeric(char32_t c) noexcept; // N, as Rust's char::is_numeric
-bool is_word(char32_t c) noexcept;    // \w of Rust's regexes
+bool is_space(char32_t c) noexcept;          // White_Space
+bool is_numeric(char32_t c) noexcept;        // N, as Rust's char::is_numeric
+bool is_word(char32_t c) noexcept;           // \w of Rust's regexes
+bool is_punctuation(char32_t c) noexcept;    // what the package's Punctuation splits at
+bool is_combining_mark(char32_t c) noexcept; // what its StripAccents drops
 
 /// The 25 characters of White_Space as ranges.
 std::span<const range> spaces() noexcept;

@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Writes model/tokenizer/unicode_tables.inc: where the `tokenizers` package's Unicode differs from PCRE2 10.42's (14.0).
+"""Writes model/tokenizer/{unicode,lowercase}_tables.inc: where the `tokenizers` package's Unicode differs from PCRE2 10.42's (14.0)
+and utf8proc 2.8's (15.0); and tests/reference/tokenizer/classes.json: the package's classes in full, for the test that compares all.
 
-The package asks Oniguruma (Unicode 16) in regexes, Rust's standard library (17) in Digits, and tables of Unicode 9 in NFC.
+The package asks Oniguruma (Unicode 16) in regexes, Rust's standard library (17) in Digits and Lowercase, tables of Unicode 9 in
+the normal forms, and tables of its own in Punctuation and StripAccents.
 Python 3.11's unicodedata is 14.0 as PCRE2 10.42 is; combining classes are taken from the libutf8proc that troupe links.
 """
 import ctypes
+import json
 import pathlib
 import unicodedata
 
@@ -61,6 +64,47 @@ def unknown_marks():
     return found
 
 
+def outside_words(splitter, parts):
+    """Characters at which a splitter cuts `a?a` in so many parts."""
+    return {c for c in POINTS if len(splitter.pre_tokenize_str("a" + chr(c) + "a")) == parts}
+
+
+def dropped_marks():
+    strip = normalizers.StripAccents()
+    return {c for c in POINTS if strip.normalize_str("a" + chr(c)) == "a"}
+
+
+def indivisible():
+    """Characters that only utf8proc's newer Unicode decomposes for compatibility."""
+    lib = ctypes.CDLL("libutf8proc.so.2")
+    lib.utf8proc_NFKD.restype = ctypes.c_char_p
+    nfkd = normalizers.NFKD()
+    return {c for c in POINTS[1:] if nfkd.normalize_str(chr(c)) == chr(c) and normalizers.NFD().normalize_str(chr(c)) == chr(c)
+            and lib.utf8proc_NFKD(chr(c).encode()).decode() != chr(c)}
+
+
+def newer_letters():
+    lib = ctypes.CDLL("libutf8proc.so.2")
+    lower = normalizers.Lowercase()
+    theirs = {c: lower.normalize_str(chr(c)) for c in POINTS}
+    return {c: ord(t) for c, t in theirs.items() if len(t) == 1 and ord(t) != lib.utf8proc_tolower(ctypes.c_int32(c))}
+
+
+def digests():
+    """FNV-1a of what the package makes of each character alone, 4,096 at a time, by normalizer."""
+    out = {}
+    for name in ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"):
+        normalizer, out[name] = getattr(normalizers, name)(), []
+        for first in range(0, 0x110000, 4096):
+            digest = 0xCBF29CE484222325
+            for c in range(first, first + 4096):
+                if not 0xD800 <= c < 0xE000:
+                    for byte in normalizer.normalize_str(chr(c)).encode() + b"\n":
+                        digest = ((digest ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+            out[name].append(f"{digest:016x}")
+    return out
+
+
 def ranges(points):
     out = []
     for c in sorted(points):
@@ -79,18 +123,37 @@ def table(name, points):
 def main():
     out = "// Made by tests/reference/unicode_tables.py; ranges of characters, both ends included.\n"
     numbers = None
+    classes = {}
     for name in CATEGORIES:
-        package = regex_class(r"\p{%s}" % name)
+        package = classes[r"\p{%s}" % name] = regex_class(r"\p{%s}" % name)
         ours = {c for c in POINTS if unicodedata.category(chr(c)).startswith(name)}
         if name == "N":
             numbers = ours
-        if package - ours:
+        if ours - package:
+            out += table("=" + name, package)  # nothing can be taken from a class: written out
+        elif package - ours:
             out += table(name, package - ours)
-        for r in ranges(ours - package):
-            print(f"not expressed: {name} loses U+{r[0]:04X}..{r[1]:04X}")
-    out += table("numeric", numeric() - numbers)
+    for pattern in (r"\s", r"\d", r"\w", r"\S", r"\D", r"\W", r"[^\s\p{L}\p{N}]", r"[^\r\n\p{L}\p{N}]", "(?i:s)", "(?i:k)", "."):
+        classes[pattern] = regex_class(pattern)
+    known = classes[r"\p{L}"] | classes[r"\p{M}"] | classes[r"\p{Nd}"] | classes[r"\p{Nl}"] | classes[r"\p{Pc}"]
+    out += table("word", classes[r"\w"] - known)
+    assert not known - classes[r"\w"]
+    numeric_points = numeric()
+    punctuation, marks = outside_words(pre_tokenizers.Punctuation(), 3), dropped_marks()
+    out += table("numeric", numeric_points - numbers)
     out += table("unordered", unknown_marks())
-    (pathlib.Path(__file__).parents[2] / "model/tokenizer/unicode_tables.inc").write_text(out)
+    out += table("indivisible", indivisible())
+    out += table("punctuation", punctuation)
+    out += table("mark", marks)
+    parts = {"Digits": numeric_points, "Punctuation": punctuation, "Whitespace": outside_words(pre_tokenizers.Whitespace(), 1),
+             "WhitespaceSplit": outside_words(pre_tokenizers.WhitespaceSplit(), 2)}
+    root = pathlib.Path(__file__).parents[2]
+    (root / "model/tokenizer/unicode_tables.inc").write_text(out)
+    letters = "// Made by tests/reference/unicode_tables.py; letters whose lower case utf8proc does not know.\n"
+    letters += "".join("{0x%X, 0x%X},\n" % pair for pair in sorted(newer_letters().items()))
+    (root / "model/tokenizer/lowercase_tables.inc").write_text(letters)
+    whole = {"regex": {k: ranges(v) for k, v in classes.items()}, "parts": {k: ranges(v) for k, v in parts.items()}, "digests": digests()}
+    (root / "tests/reference/tokenizer/classes.json").write_text(json.dumps(whole, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":
