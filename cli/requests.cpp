@@ -1,4 +1,5 @@
 #include "cli/requests.hpp"
+#include "cli/requests_sampling.hpp"
 #include "core/error.hpp"
 #include "experience/json_lines.hpp"
 #include <algorithm>
@@ -81,8 +82,11 @@ std::vector<std::int32_t> encode_line(const json_line& line, const std::string& 
   }
 }
 
-generate_line read_generate_line(const json_line& line, const prompt_encoder& encoder, const model_limits& limits) {
-  check_keys(line, {"prompt", "messages", "input_ids", "seed"});
+generate_line read_generate_line(const json_line& line, const prompt_encoder& encoder, const model_limits& limits,
+                                 const request_options& options) {
+  std::vector<std::string> keys = {"prompt", "messages", "input_ids", "seed"};
+  keys.insert(keys.end(), sampling_keys().begin(), sampling_keys().end());
+  check_keys(line, keys);
   std::vector<std::string> forms;
   for (const char* form : {"prompt", "messages", "input_ids"})
     if (line.value.contains(form))
@@ -91,6 +95,8 @@ generate_line read_generate_line(const json_line& line, const prompt_encoder& en
     line.fail("exactly one of \"prompt\", \"messages\" and \"input_ids\" is wanted, found " +
               (forms.empty() ? std::string("none") : forms[0] + " and " + forms[1]));
   generate_line out;
+  out.options = options;
+  read_sampling(line, limits, out.options);
   if (const auto seed = line.value.find("seed"); seed != line.value.end())
     out.seed = read_unsigned(line, "seed", *seed);
   out.ids = encode_line(line, forms[0], encoder, limits);
@@ -137,10 +143,10 @@ std::vector<Line> read_lines(const std::filesystem::path& file, const char* exam
 
 } // namespace
 
-std::vector<generate_line> read_generate_lines(const std::filesystem::path& file, const prompt_encoder& encoder,
-                                               const model_limits& limits) {
+std::vector<generate_line> read_generate_lines(const std::filesystem::path& file, const prompt_encoder& encoder, const model_limits& limits,
+                                               const request_options& options) {
   return read_lines<generate_line>(file, R"({"prompt": "..."})",
-                                   [&](const json_line& line) { return read_generate_line(line, encoder, limits); });
+                                   [&](const json_line& line) { return read_generate_line(line, encoder, limits, options); });
 }
 
 std::vector<score_line> read_score_lines(const std::filesystem::path& file, const model_limits& limits) {

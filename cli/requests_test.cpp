@@ -69,6 +69,36 @@ TEST_F(requests, the_three_forms_are_encoded) {
   EXPECT_EQ(lines[2].seed, 0u);
 }
 
+TEST_F(requests, a_line_says_for_itself_how_it_is_sampled) {
+  request_options all;
+  all.n = 4;
+  all.params.top_k = 7;
+  all.params.stop_strings = {"x"};
+  const auto lines = read_generate_lines(
+      file("{\"prompt\": \"a\"}\n"
+           "{\"prompt\": \"a\", \"n\": 2, \"max_tokens\": 9, \"min_tokens\": 3, \"temperature\": 0.5, \"top_p\": 0.25, \"top_k\": -1, "
+           "\"min_p\": 1, \"repetition_penalty\": 1.5, \"presence_penalty\": -0.5, \"frequency_penalty\": 0.75, \"logit_bias\": "
+           "{\"5\": -2.5, \"0\": 100}, \"allowed_token_ids\": [3, 199], \"top_logprobs\": 2, \"stop\": \"y\", \"stop_token_ids\": [8], "
+           "\"ignore_eos\": true}\n"
+           "{\"prompt\": \"a\", \"stop\": [\"y\", \"z\"]}"),
+      encoder(), limits, all);
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[0].options.n, 4);
+  EXPECT_EQ(lines[0].options.params.top_k, 7);
+  EXPECT_EQ(lines[0].options.params.stop_strings, (std::vector<std::string>{"x"}));
+  const auto& p = lines[1].options.params;
+  EXPECT_EQ(lines[1].options.n, 2);
+  EXPECT_TRUE(p.max_tokens == 9 && p.min_tokens == 3 && p.temperature == 0.5 && p.top_p == 0.25 && p.top_k == -1 && p.min_p == 1);
+  EXPECT_TRUE(p.repetition_penalty == 1.5 && p.presence_penalty == -0.5 && p.frequency_penalty == 0.75 && p.top_logprobs == 2);
+  EXPECT_EQ(p.logit_bias, (std::vector<std::pair<std::int32_t, float>>{{5, -2.5f}, {0, 100.0f}}));
+  EXPECT_EQ(p.allowed_ids, (std::vector<std::int32_t>{3, 199}));
+  EXPECT_EQ(p.stop_ids, (std::vector<std::int32_t>{8}));
+  EXPECT_EQ(p.stop_strings, (std::vector<std::string>{"y"}));
+  EXPECT_TRUE(p.ignore_eos);
+  EXPECT_EQ(lines[2].options.params.stop_strings, (std::vector<std::string>{"y", "z"}));
+  EXPECT_EQ(lines[2].options.n, 4);
+}
+
 TEST_F(requests, a_bad_generate_line_is_named) {
   const std::pair<const char*, const char*> cases[] = {
       {"{\"prompt\": \"a\"", "not JSON"},
@@ -81,7 +111,31 @@ TEST_F(requests, a_bad_generate_line_is_named) {
       {"{}", "exactly one"},
       {"{\"seed\": 1}", "exactly one"},
       {"{\"prompt\": \"a\", \"input_ids\": [1]}", "prompt and input_ids"},
-      {"{\"prompt\": \"a\", \"temperature\": 1}", "unknown key \"temperature\""},
+      {"{\"prompt\": \"a\", \"temprature\": 1}", "unknown key \"temprature\""},
+      {"{\"prompt\": \"a\", \"temperature\": \"1\"}", "\"temperature\" must be a number, found \"1\""},
+      {"{\"prompt\": \"a\", \"temperature\": -1}", "temperature is -1"},
+      {"{\"prompt\": \"a\", \"n\": 0}", "\"n\" is 0; it must be from 1"},
+      {"{\"prompt\": \"a\", \"n\": 1.5}", "\"n\" must be an integer, found 1.5"},
+      {"{\"prompt\": \"a\", \"max_tokens\": 18446744073709551615}", "too large"},
+      {"{\"prompt\": \"a\", \"min_tokens\": 129}", "min_tokens is 129"},
+      {"{\"prompt\": \"a\", \"top_p\": null}", "found null"},
+      {"{\"prompt\": \"a\", \"top_k\": -2}", "top_k is -2"},
+      {"{\"prompt\": \"a\", \"repetition_penalty\": 0}", "repetition_penalty is 0"},
+      {"{\"prompt\": \"a\", \"presence_penalty\": 3}", "presence_penalty is 3"},
+      {"{\"prompt\": \"a\", \"logit_bias\": [1]}", "\"logit_bias\" must be an object"},
+      {"{\"prompt\": \"a\", \"logit_bias\": {\"x\": 1}}", "is not ID:BIAS"},
+      {"{\"prompt\": \"a\", \"logit_bias\": {\"07\": 1}}", "is not ID:BIAS"},
+      {"{\"prompt\": \"a\", \"logit_bias\": {\"7\": \"1\"}}", "of token 7 is \"1\""},
+      {"{\"prompt\": \"a\", \"logit_bias\": {\"200\": 1}}", "the id 200; ids are 0 to 199"},
+      {"{\"prompt\": \"a\", \"logit_bias\": {\"7\": 101}}", "logit_bias is 101"},
+      {"{\"prompt\": \"a\", \"allowed_token_ids\": []}", "is empty; leave it out"},
+      {"{\"prompt\": \"a\", \"allowed_token_ids\": [200]}", "the id 200"},
+      {"{\"prompt\": \"a\", \"allowed_token_ids\": [-1]}", "has -1 in it"},
+      {"{\"prompt\": \"a\", \"top_logprobs\": 2000}", "top_logprobs is 2000"},
+      {"{\"prompt\": \"a\", \"stop\": 1}", "a text or a list of texts, found 1"},
+      {"{\"prompt\": \"a\", \"stop\": [1]}", "has 1 in it"},
+      {"{\"prompt\": \"a\", \"stop\": [\"\"]}", "a stop string is empty"},
+      {"{\"prompt\": \"a\", \"ignore_eos\": 1}", "true or false, found 1"},
       {"{\"prompt\": 3}", "\"prompt\" must be a string, found number"},
       {"{\"prompt\": null}", "found null"},
       {"{\"prompt\": \"\"}", "no token"},

@@ -25,8 +25,22 @@ namespace troupe {
   return x < -87.0f ? 0.0f : y * scale;
 }
 
-/// The largest of n values; NaN when one of them is not finite.
-float finite_max(const float* x, std::size_t n) noexcept;
+/// Rows are worked on in blocks of so many values.
+inline constexpr std::size_t exp_block = 256;
+/// maxima[b] = the largest of block b, -FLT_MAX where there is none above it. -> whether all n values are finite.
+bool block_maxima(const float* x, float* maxima, std::size_t n) noexcept;
+/// sums[b] = sum over block b of exp_nonpositive((x[i] - most) * scale) -> the sum of all. By the widest vectors this processor has.
+double exp_sums(const float* x, float most, float scale, double* sums, std::size_t n) noexcept;
+/// The same bits by code for every x86-64.
+double exp_sums_portable(const float* x, float most, float scale, double* sums, std::size_t n) noexcept;
+struct masked_mass {
+  double mass = 0;
+  std::size_t count = 0;
+};
+/// Sum and number of the weights whose x is at least `lowest`; maxima: as block_maxima gave them for x. [n] f32.
+masked_mass mass_from(const float* x, const float* weights, const float* maxima, float lowest, std::size_t n) noexcept;
+/// Sets to 0 the weights whose x is less than `lowest`, or equal and after index `last`; sums of blocks -> the sum of all.
+double cut_weights(const float* x, float lowest, std::size_t last, float* weights, double* sums, std::size_t n) noexcept;
 /// out[i] = exp_nonpositive((x[i] - most) * scale), by the widest vectors this processor has; [n] f32.
 void exp_scaled(const float* x, float most, float scale, float* out, std::size_t n) noexcept;
 /// The same bits by code for every x86-64.

@@ -34,6 +34,11 @@ std::int64_t default_blocks(const causal_lm& model, const generator_options& opt
   return memory == 0 ? most : std::clamp<std::int64_t>(memory, blocks_for(options.max_sequence), most);
 }
 
+void make_set(std::vector<std::int32_t>& ids) {
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+}
+
 } // namespace
 
 struct generator::impl {
@@ -41,14 +46,17 @@ struct generator::impl {
   struct sample_state {
     sample result;
     bool done = false;
+    token_counts drawn;                           // penalties only
+    std::vector<token_logprob> top;               // [output_ids, top_logprobs]
     std::unique_ptr<incremental_decoder> decoder; // stop strings only
     std::unique_ptr<stop_matcher> stops;
   };
   struct request_state {
     generation_request request;
     std::shared_ptr<scheduled_prompt> prompt = std::make_shared<scheduled_prompt>();
-    std::vector<std::int32_t> end_ids; // sorted
-    std::vector<sample_state> samples; // [n]
+    std::vector<std::int32_t> end_ids;         // sorted
+    std::vector<std::int32_t> prompt_ids_once; // sorted; penalties only
+    std::vector<sample_state> samples;         // [n]
   };
   struct drawn {
     sequence* from = nullptr;
@@ -58,6 +66,7 @@ struct generator::impl {
     std::int32_t row = 0, position = 0; // of the logits; of the token drawn
     std::int32_t id = 0;
     float logprob = 0;
+    std::vector<token_logprob> top;
     std::exception_ptr failure;
   };
 
@@ -74,6 +83,7 @@ struct generator::impl {
   generator_counts counts;
 
   void check(const generation_request& r) const;
+  std::vector<std::int32_t> end_ids_of(const generation_request& r) const; // sorted
   std::vector<drawn> draws_of(const scheduled_pass& pass);
   void draw_one(drawn& d) const;
   void accept(const drawn& d, std::vector<generation_output>& out);
@@ -82,6 +92,14 @@ struct generator::impl {
   void finish_aborted(std::vector<generation_output>& out);
   void forget(std::uint64_t id);
 };
+
+std::vector<std::int32_t> generator::impl::end_ids_of(const generation_request& r) const {
+  auto ids = r.params.stop_ids;
+  if (!r.params.ignore_eos)
+    ids.insert(ids.end(), options.eos_token_ids->begin(), options.eos_token_ids->end());
+  std::sort(ids.begin(), ids.end());
+  return ids;
+}
 
 void generator::impl::check(const generation_request& r) const {
   const std::string who = "request " + std::to_string(r.id);
@@ -97,11 +115,16 @@ void generator::impl::check(const generation_request& r) const {
                   who + ": token id " + std::to_string(id) + " is outside the vocabulary of " + std::to_string(model->config().vocab_size)};
   if (r.n < 1)
     throw error{errc::bad_usage, who + ": n is " + std::to_string(r.n) + "; it must be at least 1"};
-  check_sampling(r.params);
+  check_sampling(r.params, model->config().vocab_size);
   if (!(r.logprob_temperature > 0))
     throw error{errc::bad_usage, who + ": the log-probs' temperature must be above 0"};
   if (!r.params.stop_strings.empty() && !tok)
     throw error{errc::bad_usage, who + ": stop strings need a tokenizer"};
+  const auto ends = end_ids_of(r);
+  const auto& allowed = r.params.allowed_ids;
+  if (r.params.min_tokens > 0 && !allowed.empty() &&
+      std::all_of(allowed.begin(), allowed.end(), [&](std::int32_t id) { return std::binary_search(ends.begin(), ends.end(), id); }))
+    throw error{errc::bad_usage, who + ": every allowed token ends the sample, which min_tokens forbids; allow another or set it to 0"};
   // The last token is never run.
   const auto longest = std::min(length + std::min(r.params.max_tokens, options.max_sequence), options.max_sequence) - 1;
   if (blocks_for(longest) > plan->blocks().n_blocks())
@@ -137,8 +160,14 @@ void generator::impl::draw_one(drawn& d) const {
     draw_key key = d.state->request.key;
     key.sample = std::uint32_t(d.sample_index);
     key.position = std::uint32_t(d.position);
-    d.id = sample_token(row, d.state->request.params, key);
-    d.logprob = model->logprob(row.data(), d.id, d.state->request.logprob_temperature);
+    const auto& request = d.state->request;
+    const auto& s = d.state->samples[std::size_t(d.sample_index)];
+    d.id = sample_token(row, request.params, key,
+                        {d.state->prompt_ids_once, &s.drawn, std::int64_t(s.result.output_ids.size()), d.state->end_ids});
+    d.logprob = model->logprob(row.data(), d.id, request.logprob_temperature);
+    if (request.params.top_logprobs > 0)
+      for (const auto id : most_probable_ids(row, request.params.top_logprobs))
+        d.top.push_back({id, model->logprob(row.data(), id, request.logprob_temperature)});
   } catch (const error&) {
     d.failure = std::current_exception();
   }
@@ -149,12 +178,12 @@ bool generator::impl::ended(const request_state& state, sample_state& s) const {
   const auto& params = state.request.params;
   const auto id = s.result.output_ids.back();
   const auto n = std::int64_t(s.result.output_ids.size());
-  const bool matched = s.stops && s.stops->add(s.decoder->add(id));
+  const bool matched = s.stops && s.stops->add(s.decoder->add(id), n > params.min_tokens);
   const bool stop = matched || std::binary_search(state.end_ids.begin(), state.end_ids.end(), id);
   if (!stop && n < params.max_tokens && std::int64_t(state.request.prompt_ids.size()) + n < options.max_sequence)
     return false;
   // What the decoder held back may complete a stop string too.
-  const bool flushed = !matched && s.stops && s.stops->add(s.decoder->finish());
+  const bool flushed = !matched && s.stops && s.stops->add(s.decoder->finish(), n > params.min_tokens);
   s.result.finish = stop || flushed ? finish_reason::stop : finish_reason::length;
   return true;
 }
@@ -162,7 +191,7 @@ bool generator::impl::ended(const request_state& state, sample_state& s) const {
 void generator::impl::emit(request_state& state, std::int64_t index, std::vector<generation_output>& out) const {
   auto& s = state.samples[std::size_t(index)];
   s.done = true;
-  out.push_back({state.request.id, index, std::move(s.result), s.stops ? s.stops->position() : std::string::npos});
+  out.push_back({state.request.id, index, std::move(s.result), s.stops ? s.stops->position() : std::string::npos, std::move(s.top)});
 }
 
 void generator::impl::accept(const drawn& d, std::vector<generation_output>& out) {
@@ -171,6 +200,9 @@ void generator::impl::accept(const drawn& d, std::vector<generation_output>& out
   s.result.output_ids.push_back(d.id);
   s.result.logprobs.push_back(d.logprob);
   s.result.versions.push_back(version);
+  s.top.insert(s.top.end(), d.top.begin(), d.top.end());
+  if (has_penalty(state.request.params))
+    ++s.drawn[d.id];
   if (ended(state, s)) {
     emit(state, d.sample_index, out);
     plan->finish_sample(*state.prompt, d.first ? nullptr : d.from);
@@ -232,10 +264,12 @@ void generator::add(generation_request request) {
   self.check(request);
   const auto id = request.id;
   auto& state = self.requests[id];
-  state.end_ids = request.params.stop_ids;
-  if (!request.params.ignore_eos)
-    state.end_ids.insert(state.end_ids.end(), self.options.eos_token_ids->begin(), self.options.eos_token_ids->end());
-  std::sort(state.end_ids.begin(), state.end_ids.end());
+  state.end_ids = self.end_ids_of(request);
+  make_set(request.params.allowed_ids);
+  if (has_penalty(request.params)) {
+    state.prompt_ids_once = request.prompt_ids;
+    make_set(state.prompt_ids_once);
+  }
   state.samples.resize(std::size_t(request.n));
   if (!request.params.stop_strings.empty())
     for (auto& s : state.samples) {

@@ -32,12 +32,19 @@ struct generation_request {
   float logprob_temperature = 1.0f; // reported log-probs: softmax of logits / this
 };
 
+struct token_logprob {
+  std::int32_t id = 0;
+  float logprob = 0; // of the same softmax as sample::logprobs
+  bool operator==(const token_logprob&) const = default;
+};
+
 /// A finished sample.
 struct generation_output {
   std::uint64_t id = 0;
   std::int64_t sample_index = 0;
   sample result;
-  std::size_t text_stop = 0; // stop strings: bytes of the decoded text to keep; npos: all
+  std::size_t text_stop = 0;           // stop strings: bytes of the decoded text to keep; npos: all
+  std::vector<token_logprob> top = {}; // [output_ids, min(top_logprobs, vocab)], the most probable first
 };
 
 /// What a generator did since it was made.

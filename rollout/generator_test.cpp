@@ -356,6 +356,10 @@ TEST(generator, refuses_what_it_cannot_do) {
   auto stops = request(2, prompt_of(3), 1, 5);
   stops.params.stop_strings = {"x"};
   EXPECT_EQ(code_of(stops), errc::bad_usage); // no tokenizer
+  auto nothing = request(2, prompt_of(3), 1, 5);
+  nothing.params.allowed_ids = nothing.params.stop_ids = {4, 5};
+  nothing.params.min_tokens = 1;
+  EXPECT_EQ(code_of(nothing), errc::bad_usage);
   EXPECT_EQ(run(g).at({1, 0}).result.output_ids.size(), 29u);
   EXPECT_THROW(generator(std::make_shared<fake_lm>(50), nullptr, {.max_num_seqs = 0}), error);
 }
@@ -412,6 +416,79 @@ TEST(generator, stop_strings_end_at_the_token_that_completes_one) {
   EXPECT_GT(stopped, 40);
 }
 
+TEST(generator, min_tokens_hold_back_end_tokens_and_stop_strings) {
+  const auto tok = small_tokenizer();
+  generator g(std::make_shared<fake_lm>(6), tok, {.cache_blocks = 64, .eos_token_ids = {{2}}});
+  for (const std::int64_t least : {0, 5}) {
+    auto r = request(std::uint64_t(least), {0}, 30, 60);
+    r.params.stop_strings = {"ba"};
+    r.params.stop_ids = {4};
+    r.params.min_tokens = least;
+    g.add(r);
+  }
+  std::size_t shortest[2] = {99, 99};
+  for (const auto& [at, o] : run(g)) {
+    const auto& ids = o.result.output_ids;
+    auto& s = shortest[at.first == 5];
+    s = std::min(s, ids.size());
+    const auto first = std::min<std::size_t>(at.first, ids.size());
+    for (std::size_t i = 0; i < first; ++i)
+      EXPECT_TRUE(ids[i] != 2 && ids[i] != 4);
+    if (o.text_stop != std::string::npos) {
+      EXPECT_EQ(tok->decode(ids, true).substr(o.text_stop, 2), "ba");
+    }
+  }
+  EXPECT_EQ(shortest[0], 1u);
+  EXPECT_EQ(shortest[1], 6u); // five, and the one that ends it
+}
+
+TEST(generator, penalties_see_prompt_and_output_of_their_own_sample) {
+  // A bias makes 7 certain; each time it is drawn the penalty takes more off, until another is drawn.
+  generator g(std::make_shared<fake_lm>(50, 4096, 0.01f), nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+  auto r = request(1, {1, 2}, 2, 12);
+  r.params.temperature = 0;
+  r.params.logit_bias = {{7, 5.0f}};
+  r.params.frequency_penalty = 1.0;
+  g.add(r);
+  auto repeated = request(2, {1, 7}, 1, 3);
+  repeated.params = r.params;
+  repeated.params.max_tokens = 3;
+  repeated.params.frequency_penalty = 0;
+  repeated.params.repetition_penalty = 100;
+  g.add(repeated);
+  const auto got = run(g);
+  for (const std::int64_t sample : {0, 1}) {
+    const auto& ids = got.at({1, sample}).result.output_ids;
+    EXPECT_EQ(std::count(ids.begin(), ids.begin() + 5, 7), 5);
+    EXPECT_NE(ids[6], 7);
+  }
+  EXPECT_EQ(got.at({1, 0}).result, got.at({1, 1}).result); // greedy
+  EXPECT_EQ(got.at({2, 0}).result.output_ids[0], 7);       // 0.05 still leads
+}
+
+TEST(generator, alternatives_are_of_the_untouched_softmax) {
+  auto model = std::make_shared<fake_lm>(50);
+  generator g(model, nullptr, {.cache_blocks = 64, .eos_token_ids = {{}}});
+  auto r = request(1, prompt_of(9), 2, 6);
+  r.params.top_logprobs = 4;
+  r.params.allowed_ids = {20, 10, 30, 20};
+  g.add(r);
+  for (const auto& [at, o] : run(g)) {
+    const auto& s = o.result;
+    ASSERT_EQ(o.top.size(), 4 * s.output_ids.size());
+    for (std::size_t i = 0; i < s.output_ids.size(); ++i) {
+      EXPECT_TRUE(s.output_ids[i] == 10 || s.output_ids[i] == 20 || s.output_ids[i] == 30);
+      for (std::size_t k = 0; k < 4; ++k) {
+        EXPECT_TRUE(k == 0 || o.top[4 * i + k].logprob <= o.top[4 * i + k - 1].logprob);
+        if (o.top[4 * i + k].id == s.output_ids[i]) {
+          EXPECT_EQ(o.top[4 * i + k].logprob, s.logprobs[i]);
+        }
+      }
+      EXPECT_TRUE(s.logprobs[i] <= o.top[4 * i].logprob);
+    }
+  }
+}
+
 TEST(generate_all, hands_over_in_order_as_soon_as_may_be) {
   std::vector<generation_request> requests;
   for (std::uint64_t i = 0; i < 12; ++i) // the first ends last
@@ -440,6 +517,11 @@ RC_GTEST_PROP(generator_property, results_do_not_depend_on_company_or_options, (
                      *rc::gen::inRange<std::int64_t>(1, 6), *rc::gen::inRange<std::int64_t>(1, 60));
     r.params.temperature = *rc::gen::element(0.0, 0.8, 1.0);
     r.params.top_k = *rc::gen::element<std::int64_t>(0, 5);
+    r.params.frequency_penalty = *rc::gen::element(0.0, 0.5);
+    r.params.repetition_penalty = *rc::gen::element(1.0, 1.3);
+    r.params.min_tokens = *rc::gen::inRange<std::int64_t>(0, r.params.max_tokens + 1);
+    if (*rc::gen::arbitrary<bool>())
+      r.params.logit_bias = {{7, 2.0f}, {3, -1.0f}};
     r.logprob_temperature = *rc::gen::element(1.0f, 0.8f);
     requests.push_back(std::move(r));
   }

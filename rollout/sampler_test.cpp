@@ -83,6 +83,11 @@ TEST(exp_scaled, every_code_path_gives_the_same_bits) {
     exp_scaled(x.data(), 60.0f, scale, fast.data(), x.size());
     exp_scaled_portable(x.data(), 60.0f, scale, portable.data(), x.size());
     EXPECT_EQ(fast, portable);
+    std::vector<double> sums(17), portable_sums(17); // of 256 and the rest
+    EXPECT_EQ(exp_sums(x.data(), 60.0f, scale, sums.data(), x.size()),
+              exp_sums_portable(x.data(), 60.0f, scale, portable_sums.data(), x.size()));
+    EXPECT_EQ(sums, portable_sums);
+    EXPECT_NEAR(sums[16], double(fast[4096]) + double(fast[4097]) + double(fast[4098]), 1e-6 * sums[16]);
     for (std::size_t i = 0; i < x.size(); ++i)
       ASSERT_EQ(fast[i], exp_nonpositive((x[i] - 60.0f) * scale));
   }
@@ -184,6 +189,76 @@ RC_GTEST_PROP(sampler_property, any_row_and_parameters_follow_the_definition, ()
       RC_ASSERT(sample_token(logits, p, key_of(i)) == want);
 }
 
+TEST(sampler, large_nuclei_follow_the_definition) {
+  // More tokens kept than are listed one by one: nearly all, with ties at the cut.
+  auto logits = random_logits(9000, 4, 2.0f);
+  for (std::size_t i = 0; i < logits.size(); i += 3)
+    logits[i] = std::round(logits[i] * 4) / 4;
+  for (const auto& p : {params(1, 0, 0.9, 0), params(2, 0, 0.99, 0.2), params(1, 0, 0.5, 0), params(1, 0, 1 - 1e-12, 0)}) {
+    const auto expected = reference(logits, p);
+    int compared = 0;
+    for (std::uint32_t i = 0; i < 400; ++i)
+      if (const auto want = reference_draw(expected, key_of(i)); want >= 0) {
+        EXPECT_EQ(sample_token(logits, p, key_of(i)), want);
+        ++compared;
+      }
+    EXPECT_GT(compared, 360);
+  }
+}
+
+TEST(sampler, options_in_company_follow_their_distribution) {
+  const auto logits = random_logits(30, 8, 2.0f);
+  sampling_params p = params(0.8, 20, 0.95, 0.01);
+  p.presence_penalty = 0.5;
+  p.frequency_penalty = 0.3;
+  p.logit_bias = {{3, 1.0f}};
+  const token_counts drawn = {{5, 2}, {9, 1}};
+  auto changed = logits;
+  changed[3] += 1.0f;
+  changed[5] -= 1.1f;
+  changed[9] -= 0.8f;
+  const auto expected = reference(changed, p);
+  const int draws = 30000;
+  std::vector<int> seen(logits.size());
+  for (int i = 0; i < draws; ++i)
+    ++seen[std::size_t(sample_token(logits, p, key_of(std::uint32_t(i)), {{}, &drawn, 3, {}}))];
+  double chi2 = 0;
+  int kept = 0;
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    if (expected[i] == 0) {
+      EXPECT_EQ(seen[i], 0);
+      continue;
+    }
+    ++kept;
+    chi2 += std::pow(seen[i] - draws * expected[i], 2) / (draws * expected[i]);
+  }
+  EXPECT_GT(kept, 8);
+  EXPECT_LT(chi2, 43.9); // 0.1 % of fair samplers exceed it at 19 degrees of freedom, the most there can be
+}
+
+TEST(sampler, nothing_left_to_draw_is_an_error) {
+  sampling_params p;
+  p.min_tokens = 2;
+  const std::vector<std::int32_t> ends = {0, 1, 2, 77};
+  EXPECT_THROW(sample_token(std::vector<float>{1, 2, 3}, p, key_of(0), {{}, nullptr, 1, ends}), error);
+  EXPECT_NO_THROW(sample_token(std::vector<float>{1, 2, 3}, p, key_of(0), {{}, nullptr, 2, ends}));
+  p.allowed_ids = {1, 2};
+  EXPECT_THROW(sample_token(std::vector<float>{1, 2, 3, 4}, p, key_of(0), {{}, nullptr, 1, ends}), error);
+}
+
+TEST(most_probable_ids, ascend_in_the_order_of_probability) {
+  EXPECT_EQ(most_probable_ids(std::vector<float>{1, 5, 3, 5, 4}, 3), (std::vector<std::int32_t>{1, 3, 4}));
+  EXPECT_EQ(most_probable_ids(std::vector<float>{1, 5}, 9), (std::vector<std::int32_t>{1, 0}));
+  const auto logits = random_logits(3000, 2, 3.0f);
+  std::vector<std::int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return logits[std::size_t(a)] > logits[std::size_t(b)]; });
+  for (const std::size_t k : {1u, 5u, 13u, 700u}) {
+    const auto got = most_probable_ids(logits, std::int64_t(k));
+    EXPECT_TRUE(got.size() == k && std::equal(got.begin(), got.end(), order.begin()));
+  }
+}
+
 TEST(sampler, same_key_same_token_and_position_matters) {
   const auto logits = random_logits(500, 1, 1);
   auto a = key_of(5), b = key_of(5);
@@ -216,6 +291,13 @@ TEST(sampler, extreme_but_finite_rows_are_sampled) {
   EXPECT_EQ(sample_token(std::vector<float>{0, 1, 0}, params(1e-40, 2, 0.9, 0.1), key_of(0)), 1);
 }
 
+template <class Change>
+sampling_params with(const Change& change) {
+  sampling_params p;
+  change(p);
+  return p;
+}
+
 TEST(check_sampling, names_what_is_out_of_range) {
   const std::pair<sampling_params, const char*> cases[] = {
       {params(-1, 0, 1, 0), "temperature"},
@@ -227,10 +309,25 @@ TEST(check_sampling, names_what_is_out_of_range) {
       {params(1, 0, 1, -0.1), "min_p"},
       {params(1, 0, 1, 1.1), "min_p"},
       {params(std::numeric_limits<double>::infinity(), 0, 1, 0), "temperature"},
+      {with([](auto& p) { p.repetition_penalty = 0; }), "repetition_penalty"},
+      {with([](auto& p) { p.presence_penalty = 2.5; }), "presence_penalty"},
+      {with([](auto& p) { p.frequency_penalty = std::nan(""); }), "frequency_penalty"},
+      {with([](auto& p) { p.min_tokens = -1; }), "min_tokens"},
+      {with([](auto& p) { p.min_tokens = p.max_tokens + 1; }), "min_tokens"},
+      {with([](auto& p) { p.top_logprobs = 1001; }), "top_logprobs"},
+      {with([](auto& p) {
+         p.logit_bias = {{100, 1.0f}};
+       }),
+       "logit_bias"},
+      {with([](auto& p) {
+         p.logit_bias = {{1, 101.0f}};
+       }),
+       "logit_bias"},
+      {with([](auto& p) { p.allowed_ids = {-1}; }), "allowed_token_ids"},
   };
   for (const auto& [p, name] : cases)
     try {
-      check_sampling(p);
+      check_sampling(p, 100);
       FAIL() << name;
     } catch (const error& e) {
       EXPECT_EQ(e.code(), errc::bad_usage);
@@ -239,9 +336,9 @@ TEST(check_sampling, names_what_is_out_of_range) {
   sampling_params empty_stop, no_tokens;
   empty_stop.stop_strings = {"x", ""};
   no_tokens.max_tokens = 0;
-  EXPECT_THROW(check_sampling(empty_stop), error);
-  EXPECT_THROW(check_sampling(no_tokens), error);
-  EXPECT_NO_THROW(check_sampling(params(0, -1, 1, 1)));
+  EXPECT_THROW(check_sampling(empty_stop, 100), error);
+  EXPECT_THROW(check_sampling(no_tokens, 100), error);
+  EXPECT_NO_THROW(check_sampling(params(0, -1, 1, 1), 100));
 }
 
 } // namespace

@@ -10,8 +10,8 @@ namespace troupe {
 class stop_matcher {
 public:
   explicit stop_matcher(std::vector<std::string> stops);
-  /// Appends a piece -> whether the text now holds a stop string.
-  bool add(std::string_view piece);
+  /// Appends a piece -> whether the text now holds a stop string. counts: false when none may end in this piece.
+  bool add(std::string_view piece, bool counts = true);
   /// Offset of the first stop string in the whole text, or npos.
   std::size_t position() const { return position_; }
 

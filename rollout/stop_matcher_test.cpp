@@ -46,5 +46,13 @@ RC_GTEST_PROP(stop_matcher_property, equals_a_search_of_the_whole_text_after_eac
   }
 }
 
+TEST(stop_matcher, a_match_counts_where_it_ends) {
+  stop_matcher m({"ab", "bcd"});
+  EXPECT_FALSE(m.add("xab", false));
+  EXPECT_FALSE(m.add("c", true)); // "ab" ended before
+  EXPECT_TRUE(m.add("d", true));  // "bcd" began before
+  EXPECT_EQ(m.position(), 2u);
+}
+
 } // namespace
 } // namespace troupe
