@@ -2,6 +2,7 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "model/tokenizer/jinja/machine.hpp"
+#include <algorithm>
 #include <array>
 
 namespace troupe {
@@ -48,6 +49,18 @@ std::optional<std::string> configured_template(const json& config, const std::st
   throw error(errc::bad_input, where + ": chat_template must be a string, or a list with one named \"default\"");
 }
 
+// One time for the whole process: prompts do not depend on when each was made.
+std::time_t first_use() {
+  static const std::time_t now = std::time(nullptr);
+  return now;
+}
+
+bool has_generation(const jinja::body& statements) {
+  return std::any_of(statements.begin(), statements.end(), [](const jinja::statement& s) {
+    return s.what == jinja::statement_kind::generation || has_generation(s.inner) || has_generation(s.other);
+  });
+}
+
 // Transformers reads a message's reasoning under three names and offers it under two.
 json with_reasoning(const json& message) {
   static constexpr std::array names = {"reasoning_content", "thinking", "reasoning"};
@@ -70,27 +83,35 @@ json with_reasoning(const json& message) {
 struct chat_template::impl {
   jinja::program program;
   json special_tokens;
+  std::time_t now;
 };
 
 chat_template::chat_template() = default;
 chat_template::~chat_template() = default;
 
-std::shared_ptr<const chat_template> chat_template::load(const std::filesystem::path& dir) {
+std::shared_ptr<const chat_template> chat_template::load(const std::filesystem::path& dir, std::optional<std::time_t> now) {
   const auto config_file = dir / "tokenizer_config.json", template_file = dir / "chat_template.jinja";
   const json config = std::filesystem::exists(config_file) ? read_json(config_file) : json::object();
   if (std::filesystem::exists(template_file))
-    return parse(read_file(template_file), special_tokens(config), template_file.string());
+    return parse(read_file(template_file), special_tokens(config), template_file.string(), now);
   const auto source = configured_template(config, config_file.string());
-  return source ? parse(*source, special_tokens(config), config_file.string() + ": chat_template") : nullptr;
+  return source ? parse(*source, special_tokens(config), config_file.string() + ": chat_template", now) : nullptr;
 }
 
-std::shared_ptr<const chat_template> chat_template::parse(const std::string& source, json special_tokens, const std::string& name) {
+std::shared_ptr<const chat_template> chat_template::parse(const std::string& source, json special_tokens, const std::string& name,
+                                                          std::optional<std::time_t> now) {
   std::shared_ptr<chat_template> made(new chat_template);
-  made->impl_ = std::make_unique<impl>(impl{jinja::parse(source, name), std::move(special_tokens)});
+  made->impl_ = std::make_unique<impl>(impl{jinja::parse(source, name), std::move(special_tokens), now.value_or(first_use())});
   return made;
 }
 
+bool chat_template::marks() const { return has_generation(impl_->program.statements); }
+
 std::string chat_template::render(const json& messages, bool add_generation_prompt, const json& variables) const {
+  return render_marked(messages, add_generation_prompt, variables).text;
+}
+
+marked_chat chat_template::render_marked(const json& messages, bool add_generation_prompt, const json& variables) const {
   if (!messages.is_array())
     throw error(errc::bad_input, "messages must be a list of objects with a role");
   json prepared = json::array();
@@ -108,7 +129,9 @@ std::string chat_template::render(const json& messages, bool add_generation_prom
   known["add_generation_prompt"] = jinja::value::boolean(add_generation_prompt);
   for (const auto& [key, item] : variables.items())
     known[key] = jinja::value::from_json(item);
-  return jinja::machine(impl_->program).run(std::move(top));
+  jinja::machine machine(impl_->program, impl_->now);
+  auto text = machine.run(std::move(top));
+  return {std::move(text), machine.generated()};
 }
 
 } // namespace troupe

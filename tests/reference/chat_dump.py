@@ -1,12 +1,27 @@
 #!/usr/bin/env python3
 """Writes tests/reference/chat/cases.json: templates x conversations, rendered by Transformers' own chat template environment."""
+import datetime
 import itertools
 import json
 import pathlib
 
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
-TEMPLATES = {
+import chat_templates
+
+NOW = 1764590400  # noon of 1 December 2025: the same day in most of the world
+
+
+class fixed_datetime(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(NOW, tz)
+
+
+chat_template_utils.datetime = fixed_datetime
+
+TEMPLATES = chat_templates.TEMPLATES | {
     "smollm2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "chatml": "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}\n{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message.content | trim + '<|im_end|>\\n' }}\n{%- endfor %}\n{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\n",
     "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
@@ -90,6 +105,17 @@ CONVERSATIONS = [
     [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "\r\n\ttabs\x00"}, {"role": "user", "content": "<|im_end|>"}],
 ]
 TOOLS = [{"type": "function", "function": {"name": "get", "description": "Gets \"it\"\n\u2028\u007f", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]
+CONVERSATIONS += [
+    [{"role": "system", "content": "Answer in French. /no_think"}, {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "\nBonjour\n"}, {"role": "user", "content": "Bye"}],
+    [{"role": "user", "content": "weather?"}, {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "type": "function", "function": {"name": "get", "arguments": {"city": "K\u00f6ln"}}}]},
+     {"role": "tool", "tool_call_id": "abcdefghi", "name": "get", "content": "{\"sky\": \"blue\"}"}, {"role": "assistant", "content": "It is blue."}, {"role": "user", "content": "Thanks"}],
+    [{"role": "system", "content": [{"type": "text", "text": "Parts."}]}, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " look "}]}],
+    [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}],
+    [{"role": "system", "content": "Only this."}],
+    [{"role": "critic", "content": "unknown role"}, {"role": "assistant", "content": None}],
+    [{"role": "system", "content": "/system_override plain"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\na\n</think>\nb"}, {"role": "user", "content": "r"}, {"role": "assistant", "content": "s"}],
+]
+DOCUMENTS = [{"title": "first paper", "text": "line one\nline\ttwo"}, {"text": ""}]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
 # One expression or block each: filters, tests, methods, operators, scopes and whitespace.
@@ -137,21 +163,34 @@ ERRORS = ["{{ missing.attribute }}", "{{ missing['x'] }}", "{{ 'a' + 1 }}", "{{ 
 
 
 def render(template, messages, add, **variables):
+    marked = "{% generation" in template or "{%- generation" in template
     try:
-        rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=add, **variables)
-        return {"text": rendered[0]}
+        rendered, spans = render_jinja_template([messages], chat_template=template, add_generation_prompt=add, return_assistant_tokens_mask=marked, **variables)
     except Exception as e:  # what jinja2 refuses, whatever it throws, troupe must refuse
         return {"error": type(e).__name__}
+    text = rendered[0]
+    in_bytes = [[len(text[:i].encode()) for i in span] for span in (spans[0] if marked else [])]
+    return {"text": text} | ({"spans": in_bytes} if in_bytes else {})
+
+
+def variables_of(name, number):
+    """Special tokens, and in turn what the family's template may be told."""
+    out = dict(SPECIAL)
+    if name in ("tools", "llama-3.1", "llama-3.2", "qwen2.5", "smollm3", "mistral-3") and number % 2:
+        out["tools"] = TOOLS
+    if name in ("tools", "smollm3") and number % 3 == 0:
+        out["enable_thinking"] = False
+    if name.startswith("llama-3."):
+        out |= {0: {}, 1: {"date_string": "1 Jan 2025"}, 2: {"tools_in_user_message": False}, 3: {"builtin_tools": ["brave_search", "code_interpreter", "get"]}}[number % 4]
+    if name == "documents" and number % 3:
+        out["documents"] = DOCUMENTS
+    return out
 
 
 def main():
     cases = []
     for (name, template), (c, messages), add in itertools.product(TEMPLATES.items(), enumerate(CONVERSATIONS), (False, True)):
-        variables = dict(SPECIAL)
-        if name == "tools" and c % 2:
-            variables["tools"] = TOOLS
-        if name == "tools" and c % 3 == 0:
-            variables["enable_thinking"] = False
+        variables = variables_of(name, c)
         cases.append({"template": name, "conversation": c, "add": add, "variables": variables} | render(template, messages, add, **variables))
     snippets = SINGLE + MULTILINE
     snippet_cases = [{"source": s} | render(s, CONVERSATIONS[1], False) for s in snippets + ERRORS]
@@ -161,7 +200,7 @@ def main():
     for s in snippet_cases[len(snippets) :]:
         if "text" in s:
             print("no error:", s)
-    out = {"templates": TEMPLATES, "conversations": CONVERSATIONS, "cases": cases, "snippets": snippet_cases}
+    out = {"now": NOW, "templates": TEMPLATES, "conversations": CONVERSATIONS, "cases": cases, "snippets": snippet_cases}
     target = pathlib.Path(__file__).parent / "chat" / "cases.json"
     target.write_text(json.dumps(out, ensure_ascii=True, indent=0) + "\n")
     print(len(cases), "cases,", len(snippet_cases), "snippets,", target.stat().st_size, "bytes")

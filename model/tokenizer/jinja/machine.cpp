@@ -115,6 +115,7 @@ std::string machine::run(std::shared_ptr<scope> variables) {
   std::string out;
   scope_ = std::move(variables);
   out_ = &out;
+  whole_ = &out;
   execute(program_.statements);
   return out;
 }
@@ -536,9 +537,12 @@ machine::flow machine::execute(const statement& s) {
       scope_->variables[s.parameters[i].first] = values[i];
     return execute(s.inner);
   }
-  case statement_kind::generation:
-    write(captured(s.inner));
+  case statement_kind::generation: {
+    const auto said = captured(s.inner);
+    generated_.emplace_back(whole_->size(), whole_->size() + said.size());
+    write(said);
     break;
+  }
   case statement_kind::break_loop:
     return flow::broken;
   case statement_kind::continue_loop:

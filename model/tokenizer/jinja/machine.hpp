@@ -1,6 +1,7 @@
 #pragma once
 #include "core/error.hpp"
 #include "model/tokenizer/jinja/ast.hpp"
+#include <ctime>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,8 +20,12 @@ struct scope {
 /// Throws errc::bad_input (an error of the template or its input) and errc::unsupported, with the template's name and line.
 class machine {
 public:
-  explicit machine(const program& p) : program_(p) {}
+  /// now: what strftime_now prints.
+  machine(const program& p, std::time_t now) : program_(p), now_(now) {}
   std::string run(std::shared_ptr<scope> variables);
+  /// Where the text of {% generation %} blocks stands in run's, as Transformers counts: a block inside a macro or a captured
+  /// text begins where that is written.
+  const std::vector<std::pair<std::size_t, std::size_t>>& generated() const { return generated_; }
 
   // --- for filters, tests and methods ---
   [[noreturn]] void fail(const std::string& what, errc code = errc::bad_input) const;
@@ -39,6 +44,7 @@ public:
   value make_dict(const std::vector<std::pair<value, value>>& entries);
   /// Text made by the template, counted against the bounds.
   value text(std::string s);
+  std::time_t now() const { return now_; }
   void charge(std::size_t steps);
 
 private:
@@ -75,7 +81,10 @@ private:
   const program& program_;
   std::shared_ptr<scope> scope_;
   std::vector<std::shared_ptr<scope>> kept_; // scopes that macros were made in
+  const std::time_t now_;
   std::string* out_ = nullptr;
+  const std::string* whole_ = nullptr; // what run gives
+  std::vector<std::pair<std::size_t, std::size_t>> generated_;
   const value* filter_input_ = nullptr; // what stands at the start of a {% filter %} chain
   std::size_t steps_ = 0;
   int depth_ = 0, line_ = 1;

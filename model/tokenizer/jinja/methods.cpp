@@ -337,8 +337,7 @@ value entries(machine& m, arguments& args, kind k) {
 value strftime_now(machine& m, arguments& args) {
   const auto a = bind(m, "strftime_now", args, {"format"});
   const auto& format = text_of(m, a[0], "strftime_now");
-  // One time for the whole process: a run's prompts do not depend on when each was made.
-  static const std::time_t now = std::time(nullptr);
+  const std::time_t now = m.now();
   std::tm local{};
   localtime_r(&now, &local);
   std::array<char, 1024> out{};
