@@ -119,35 +119,35 @@ constexpr std::size_t lanes = 32;
   return sum == 0;
 }
 
-[[gnu::target("avx2")]] void run_avx2(const float* x, float most, float scale, float* out, std::size_t n) noexcept {
+[[gnu::target("avx2,fma")]] void run_avx2(const float* x, float most, float scale, float* out, std::size_t n) noexcept {
   run(x, most, scale, out, n);
 }
 [[gnu::target("avx512f")]] void run_avx512(const float* x, float most, float scale, float* out, std::size_t n) noexcept {
   run(x, most, scale, out, n);
 }
-[[gnu::target("avx2")]] double sums_avx2(const float* x, float most, float scale, double* sums, std::size_t n) noexcept {
+[[gnu::target("avx2,fma")]] double sums_avx2(const float* x, float most, float scale, double* sums, std::size_t n) noexcept {
   return sum_blocks(x, most, scale, sums, n);
 }
 [[gnu::target("avx512f")]] double sums_avx512(const float* x, float most, float scale, double* sums, std::size_t n) noexcept {
   return sum_blocks(x, most, scale, sums, n);
 }
-[[gnu::target("avx2")]] masked_mass masked_avx2(const float* x, const float* weights, const float* maxima, float lowest,
-                                                std::size_t n) noexcept {
+[[gnu::target("avx2,fma")]] masked_mass masked_avx2(const float* x, const float* weights, const float* maxima, float lowest,
+                                                    std::size_t n) noexcept {
   return add_masked(x, weights, maxima, lowest, n);
 }
 [[gnu::target("avx512f")]] masked_mass masked_avx512(const float* x, const float* weights, const float* maxima, float lowest,
                                                      std::size_t n) noexcept {
   return add_masked(x, weights, maxima, lowest, n);
 }
-[[gnu::target("avx2")]] double cut_avx2(const float* x, float lowest, std::size_t last, float* weights, double* sums,
-                                        std::size_t n) noexcept {
+[[gnu::target("avx2,fma")]] double cut_avx2(const float* x, float lowest, std::size_t last, float* weights, double* sums,
+                                            std::size_t n) noexcept {
   return cut(x, lowest, last, weights, sums, n);
 }
 [[gnu::target("avx512f")]] double cut_avx512(const float* x, float lowest, std::size_t last, float* weights, double* sums,
                                              std::size_t n) noexcept {
   return cut(x, lowest, last, weights, sums, n);
 }
-[[gnu::target("avx2")]] bool maxima_avx2(const float* x, float* maxima, std::size_t n) noexcept { return find_maxima(x, maxima, n); }
+[[gnu::target("avx2,fma")]] bool maxima_avx2(const float* x, float* maxima, std::size_t n) noexcept { return find_maxima(x, maxima, n); }
 [[gnu::target("avx512f")]] bool maxima_avx512(const float* x, float* maxima, std::size_t n) noexcept { return find_maxima(x, maxima, n); }
 
 } // namespace
@@ -157,7 +157,7 @@ void exp_scaled_portable(const float* x, float most, float scale, float* out, st
 void exp_scaled(const float* x, float most, float scale, float* out, std::size_t n) noexcept {
   if (__builtin_cpu_supports("avx512f"))
     return run_avx512(x, most, scale, out, n);
-  if (__builtin_cpu_supports("avx2"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return run_avx2(x, most, scale, out, n);
   exp_scaled_portable(x, most, scale, out, n);
 }
@@ -169,7 +169,7 @@ double exp_sums_portable(const float* x, float most, float scale, double* sums, 
 double exp_sums(const float* x, float most, float scale, double* sums, std::size_t n) noexcept {
   if (__builtin_cpu_supports("avx512f"))
     return sums_avx512(x, most, scale, sums, n);
-  if (__builtin_cpu_supports("avx2"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return sums_avx2(x, most, scale, sums, n);
   return exp_sums_portable(x, most, scale, sums, n);
 }
@@ -177,7 +177,7 @@ double exp_sums(const float* x, float most, float scale, double* sums, std::size
 masked_mass mass_from(const float* x, const float* weights, const float* maxima, float lowest, std::size_t n) noexcept {
   if (__builtin_cpu_supports("avx512f"))
     return masked_avx512(x, weights, maxima, lowest, n);
-  if (__builtin_cpu_supports("avx2"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return masked_avx2(x, weights, maxima, lowest, n);
   return add_masked(x, weights, maxima, lowest, n);
 }
@@ -185,7 +185,7 @@ masked_mass mass_from(const float* x, const float* weights, const float* maxima,
 double cut_weights(const float* x, float lowest, std::size_t last, float* weights, double* sums, std::size_t n) noexcept {
   if (__builtin_cpu_supports("avx512f"))
     return cut_avx512(x, lowest, last, weights, sums, n);
-  if (__builtin_cpu_supports("avx2"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return cut_avx2(x, lowest, last, weights, sums, n);
   return cut(x, lowest, last, weights, sums, n);
 }
@@ -193,7 +193,7 @@ double cut_weights(const float* x, float lowest, std::size_t last, float* weight
 bool block_maxima(const float* x, float* maxima, std::size_t n) noexcept {
   if (__builtin_cpu_supports("avx512f"))
     return maxima_avx512(x, maxima, n);
-  if (__builtin_cpu_supports("avx2"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return maxima_avx2(x, maxima, n);
   return find_maxima(x, maxima, n);
 }

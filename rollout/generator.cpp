@@ -278,6 +278,7 @@ void generator::add(generation_request request) {
     }
   state.prompt->ids = request.prompt_ids;
   state.prompt->unfinished = request.n;
+  state.prompt->expected = request.expected_tokens;
   state.request = std::move(request);
   self.by_prompt[state.prompt.get()] = &state;
   self.plan->add_prompt(state.prompt);

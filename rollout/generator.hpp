@@ -27,6 +27,7 @@ struct generation_request {
   std::uint64_t id = 0; // the caller's; unique among those under way
   std::vector<std::int32_t> prompt_ids;
   std::int64_t n = 1;
+  std::int64_t expected_tokens = 0; // of a sample, where an earlier run of the prompt tells: longer ones start first
   sampling_params params;
   draw_key key;                     // seed, domain, step, index; sample and position are filled in per token
   float logprob_temperature = 1.0f; // reported log-probs: softmax of logits / this

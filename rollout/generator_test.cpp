@@ -515,6 +515,7 @@ RC_GTEST_PROP(generator_property, results_do_not_depend_on_company_or_options, (
   for (int i = 0; i < count; ++i) {
     auto r = request(std::uint64_t(i), prompt_of(*rc::gen::inRange<std::size_t>(1, 100), *rc::gen::element(0, 1, 9)),
                      *rc::gen::inRange<std::int64_t>(1, 6), *rc::gen::inRange<std::int64_t>(1, 60));
+    r.expected_tokens = *rc::gen::element<std::int64_t>(0, 0, 10, 50);
     r.params.temperature = *rc::gen::element(0.0, 0.8, 1.0);
     r.params.top_k = *rc::gen::element<std::int64_t>(0, 5);
     r.params.frequency_penalty = *rc::gen::element(0.0, 0.5);

@@ -1,6 +1,7 @@
 #include "rollout/scheduler.hpp"
 #include "core/error.hpp"
 #include <algorithm>
+#include <limits>
 #include <string>
 
 namespace troupe {
@@ -27,7 +28,7 @@ void scheduler::add_prompt(std::shared_ptr<scheduled_prompt> prompt) {
   prompts_[prompt->age] = prompt;
   auto s = std::make_unique<sequence>();
   s->prompt = std::move(prompt);
-  const place at{s->prompt->age, s->sample_index};
+  const place at = place_of(*s->prompt, s->sample_index);
   waiting_.emplace(at, std::move(s));
 }
 
@@ -35,19 +36,19 @@ void scheduler::prompt_done(sequence& s) {
   index(s);
   s.prompt->held = std::move(s.blocks);
   s.prompt->held_weights = s.weights;
-  running_.erase(place{s.prompt->age, s.sample_index});
+  running_.erase(place_of(*s.prompt, s.sample_index));
 }
 
 void scheduler::add_sample(std::unique_ptr<sequence> s) {
   ++s->prompt->waiting;
   ++waiting_samples_;
-  const place at{s->prompt->age, s->sample_index};
+  const place at = place_of(*s->prompt, s->sample_index);
   waiting_.emplace(at, std::move(s));
 }
 
 void scheduler::finish_sample(scheduled_prompt& prompt, sequence* s) {
   if (s) {
-    const place at{prompt.age, s->sample_index};
+    const place at = place_of(prompt, s->sample_index);
     const auto was_waiting = std::int64_t(waiting_.count(at));
     prompt.waiting -= was_waiting;
     waiting_samples_ -= was_waiting;
@@ -64,7 +65,7 @@ void scheduler::finish_sample(scheduled_prompt& prompt, sequence* s) {
 }
 
 void scheduler::remove(scheduled_prompt& prompt) {
-  const place first{prompt.age, -1}, last{prompt.age + 1, -1};
+  const place first = place_of(prompt, -1), last = place_of(prompt, std::numeric_limits<std::int64_t>::max());
   if (waiting_.count(first) == 0)
     committed_ -= prompt.unfinished;
   for (auto* where : {&waiting_, &running_}) {
@@ -163,7 +164,7 @@ std::int32_t scheduler::allocate_for(const place& who) {
 
 // Blocks for all its tokens; false: there are none, and the sequence was preempted.
 bool scheduler::grow(sequence& s) {
-  const place who{s.prompt->age, s.sample_index};
+  const place who = place_of(*s.prompt, s.sample_index);
   while (std::int32_t(s.blocks.size()) < blocks_for(s.size())) {
     const auto b = allocate_for(who);
     if (b < 0) {
@@ -179,7 +180,7 @@ scheduler::prompt_blocks scheduler::computed_prompt(const sequence& s) const {
   const auto& prompt = *s.prompt;
   if (!prompt.held.empty())
     return {&prompt.held, prompt.held_weights};
-  for (auto it = running_.lower_bound(place{prompt.age, 0}); it != running_.end() && it->second->prompt == s.prompt; ++it)
+  for (auto it = running_.lower_bound(place_of(prompt, 0)); it != running_.end() && it->second->prompt == s.prompt; ++it)
     if (it->second->cached >= std::int32_t(prompt.ids.size()))
       return {&it->second->blocks, it->second->weights};
   return {};
@@ -242,7 +243,7 @@ void scheduler::attach_tail(sequence& s, scheduled_pass& pass) {
   if (prompt.waiting == 0)
     blocks_.release(prompt.held); // the last to start: the very block may come back
   // The old content stays until the pass runs, whoever gets the block.
-  s.blocks.push_back(allocate_for({prompt.age, s.sample_index}));
+  s.blocks.push_back(allocate_for(place_of(prompt, s.sample_index)));
   if (s.blocks.back() != tail)
     pass.copies.emplace_back(tail, s.blocks.back());
   s.cached = std::int32_t(prompt.ids.size());

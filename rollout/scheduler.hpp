@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -13,7 +14,8 @@ namespace troupe {
 
 /// A prompt and what its samples share.
 struct scheduled_prompt {
-  std::uint64_t age = 0; // order of arrival; set by the scheduler
+  std::uint64_t age = 0;     // order of arrival; set by the scheduler
+  std::int64_t expected = 0; // tokens of a sample, as far as known: longer ones start first, so that none is left at the end
   std::vector<std::int32_t> ids;
   std::int64_t unfinished = 1;    // samples that have not ended
   std::int64_t waiting = 0;       // of them, those that hold no blocks though the prompt was computed
@@ -44,9 +46,9 @@ struct scheduled_pass {
   std::vector<std::int32_t> logit_rows; // [ends], ascending
 };
 
-/// Decides which rows run: sequences that continue first, then chunks of prompts, oldest first. When blocks run out the
-/// youngest sequence gives its own back and is computed again later. Full blocks that were computed are found again by their
-/// tokens, whoever asks, while the weights stay. Knows no model; one thread.
+/// Decides which rows run: sequences that continue first, then chunks of prompts, those expected to be longest and then the
+/// oldest first. When blocks run out the last gives its own back and is computed again later. Full blocks that were computed are found
+/// again by their tokens, whoever asks, while the weights stay. Knows no model; one thread.
 class scheduler {
 public:
   scheduler(std::int32_t n_blocks, std::int64_t max_num_seqs, std::int64_t max_batch_tokens);
@@ -72,7 +74,8 @@ public:
   const block_allocator& blocks() const { return blocks_; }
 
 private:
-  using place = std::pair<std::uint64_t, std::int64_t>; // age, sample: the order of service
+  using place = std::tuple<std::int64_t, std::uint64_t, std::int64_t>; // -expected, age, sample: the order of service
+  static place place_of(const scheduled_prompt& p, std::int64_t sample) { return {-p.expected, p.age, sample}; }
   using sequences = std::map<place, std::unique_ptr<sequence>>;
   struct known_blocks {
     std::vector<std::int32_t> blocks;

@@ -1,7 +1,9 @@
 #include "rollout/scheduler.hpp"
 #include <algorithm>
 #include <gtest/gtest.h>
+#include <map>
 #include <numeric>
+#include <stdexcept>
 
 namespace troupe {
 namespace {
@@ -14,12 +16,16 @@ std::shared_ptr<scheduled_prompt> prompt_of(std::int32_t length, std::int32_t fi
   return p;
 }
 
-// Runs what is scheduled without a model: every sample draws 1, 2, 3, ... until it has `length` tokens. -> rows run
-std::int64_t run_pass(scheduler& s, std::size_t length) {
+using lengths_of = std::map<const scheduled_prompt*, std::size_t>;
+
+// Runs what is scheduled without a model: every sample draws 1, 2, 3, ... until it has as many tokens as `lengths` says. -> rows run
+std::int64_t run_pass(scheduler& s, const lengths_of& lengths, std::size_t otherwise = 0) {
   const auto& pass = s.next();
   const auto rows = std::int64_t(pass.batch.ids.size());
   for (auto* end : std::vector<sequence*>(pass.ends)) {
     auto prompt = end->prompt;
+    const auto known = lengths.find(prompt.get());
+    const std::size_t length = known == lengths.end() ? otherwise : known->second;
     if (end->sample_index >= 0) {
       end->output_ids.push_back(std::int32_t(end->output_ids.size()) + 1);
       if (end->output_ids.size() >= length)
@@ -41,6 +47,8 @@ std::int64_t run_pass(scheduler& s, std::size_t length) {
   }
   return rows;
 }
+
+std::int64_t run_pass(scheduler& s, std::size_t length) { return run_pass(s, {}, length); }
 
 std::int64_t run(scheduler& s, std::size_t length) {
   std::int64_t rows = 0;
@@ -72,6 +80,46 @@ TEST(scheduler, rows_that_continue_come_before_chunks) {
   EXPECT_EQ(pass.batch.segments[1].row_end, 2);
   EXPECT_EQ(pass.batch.segments[2].row_end, 8); // six of the prompt
   EXPECT_EQ(pass.ends.size(), 2u);
+}
+
+TEST(scheduler, those_expected_to_be_longest_start_first) {
+  scheduler s(32, 2, 256);
+  const std::pair<std::int32_t, std::int64_t> prompts[] = {{3, 0}, {4, 10}, {5, 90}, {6, 90}, {7, 20}};
+  for (const auto& [length, expected] : prompts) {
+    auto p = prompt_of(length, 100 * length);
+    p->expected = expected;
+    s.add_prompt(p);
+  }
+  std::vector<std::int32_t> order;
+  while (!s.idle()) {
+    const auto& pass = s.next();
+    for (auto* end : std::vector<sequence*>(pass.ends)) {
+      const auto prompt = end->prompt;
+      order.push_back(std::int32_t(prompt->ids.size()));
+      s.prompt_done(*end);
+      s.finish_sample(*prompt, nullptr);
+    }
+  }
+  EXPECT_EQ(order, (std::vector<std::int32_t>{5, 6, 7, 4, 3}));
+}
+
+// Fewer passes where lengths are known from before: a long one that starts last runs alone.
+TEST(scheduler, expected_lengths_shorten_the_tail) {
+  std::int64_t passes[2] = {};
+  for (const bool told : {false, true}) {
+    scheduler s(256, 4, 256);
+    lengths_of lengths;
+    for (std::int32_t i = 0; i < 16; ++i) {
+      auto p = prompt_of(5, 100 * i);
+      lengths[p.get()] = i == 15 ? 200 : std::size_t(10 + i);
+      p->expected = told ? std::int64_t(lengths[p.get()]) : 0;
+      s.add_prompt(p);
+    }
+    for (; !s.idle(); ++passes[told])
+      run_pass(s, lengths);
+  }
+  EXPECT_LT(passes[1], 206);
+  EXPECT_GT(passes[0], 240);
 }
 
 TEST(scheduler, samples_share_the_full_blocks_and_copy_the_last) {
