@@ -10,14 +10,18 @@
 
 namespace troupe {
 
-/// One tensor of a manifest.
+/// One tensor of a manifest, or one rank's part of it.
 struct manifest_entry {
   std::string name;
   dtype type = dtype::f32;
-  std::vector<std::int64_t> shape;
+  std::vector<std::int64_t> shape; // of the part
   std::uint64_t n_bytes = 0;
   bool trainable = false;
   std::uint64_t checksum = 0; // of the bytes of `version`
+  // As in `parameter`: the part is [begin, begin + shape[dim]) of the whole along dim; empty: it is the whole.
+  std::vector<std::int64_t> global_shape = {};
+  std::uint8_t dim = 0;
+  std::int64_t begin = 0;
 };
 
 /// What a holder of a version has.
@@ -29,6 +33,7 @@ struct manifest {
 /// 64-bit checksum: little endian words mixed with their index and summed modulo 2^64; a last, partial word is padded with zeros.
 /// Ranges that begin at multiples of 8 bytes may be done in any order: their sums, each with its `first_word`, add up to the whole's.
 std::uint64_t weights_checksum(std::span<const std::byte> bytes, std::uint64_t first_word = 0);
+/// What the model's process holds, parts that another rank counts as its own (`parameter::copy`) left out.
 manifest make_manifest(causal_lm& model, weights_version version);
 std::string pack_manifest(const manifest& m);
 /// Sizes are checked against shapes and dtypes. Throws errc::bad_input.
@@ -71,6 +76,8 @@ std::unique_ptr<weights_sink> make_shared_sink(weights_source& source, const std
 /// Processes: ZeroMQ, on a port that the system chooses, served by a thread of its own. secret as in experience/channel.hpp.
 /// Throws errc::io.
 std::unique_ptr<weights_source> make_zmq_source(std::shared_ptr<causal_lm> model, const std::string& host, const std::string& secret);
+/// endpoint: the source's, or those of several with commas between, which hold parts of the model. The sink's model may hold parts
+/// too, cut otherwise: what it needs of each source's tensors is brought, and no whole tensor is put together.
 std::unique_ptr<weights_sink> make_zmq_sink(const std::string& endpoint, std::shared_ptr<causal_lm> model, const std::string& secret);
 
 } // namespace troupe

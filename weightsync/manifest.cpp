@@ -8,8 +8,8 @@ namespace troupe {
 namespace {
 
 constexpr std::uint32_t magic = 0x464d5754; // "TWMF"
-constexpr std::uint32_t format = 1;
-constexpr std::size_t entry_bytes = 4 + 1 + 4 + 8 + 1 + 8; // of an entry without name and dimensions
+constexpr std::uint32_t format = 2;
+constexpr std::size_t entry_bytes = 4 + 1 + 4 + 8 + 1 + 8 + 4 + 1 + 8; // of an entry without name and dimensions
 
 /// A bijection of the word for every index, so that one changed word always changes the sum; not linear, so that exchanged
 /// words do as well. Constants: splitmix64.
@@ -32,6 +32,15 @@ std::uint64_t bytes_of(byte_reader& in, const manifest_entry& e) {
   return n;
 }
 
+/// Whether the part lies in the whole.
+void check_part(byte_reader& in, const manifest_entry& e) {
+  bool good = e.global_shape.empty() ? e.begin == 0 : e.global_shape.size() == e.shape.size() && e.dim < e.shape.size() && e.begin >= 0;
+  for (std::size_t d = 0; good && d < e.global_shape.size(); ++d)
+    good = d == e.dim ? e.begin <= e.global_shape[d] && e.shape[d] <= e.global_shape[d] - e.begin : e.shape[d] == e.global_shape[d];
+  if (!good)
+    in.fail("tensor " + e.name + " is a part that does not lie in its whole");
+}
+
 manifest_entry get_entry(byte_reader& in) {
   manifest_entry e;
   e.name = in.get_string();
@@ -48,6 +57,10 @@ manifest_entry get_entry(byte_reader& in) {
     in.fail("tensor " + e.name + " has a trainable flag of " + std::to_string(trainable));
   e.trainable = trainable == 1;
   e.checksum = in.get<std::uint64_t>();
+  e.global_shape = in.get_array<std::int64_t>();
+  e.dim = in.get<std::uint8_t>();
+  e.begin = in.get<std::int64_t>();
+  check_part(in, e);
   return e;
 }
 
@@ -71,7 +84,9 @@ std::uint64_t weights_checksum(std::span<const std::byte> bytes, std::uint64_t f
 manifest make_manifest(causal_lm& model, weights_version version) {
   manifest m{version, {}};
   for (const parameter& p : model.parameters())
-    m.entries.push_back({p.name, model.compute_type(), p.shape, p.value.size(), p.trainable, weights_checksum(p.value)});
+    if (!p.copy)
+      m.entries.push_back({p.name, model.compute_type(), p.shape, p.value.size(), p.trainable, weights_checksum(p.value), p.global_shape,
+                           std::uint8_t(p.dim), p.begin});
   return m;
 }
 
@@ -89,6 +104,9 @@ std::string pack_manifest(const manifest& m) {
     out.put(e.n_bytes);
     out.put(std::uint8_t(e.trainable));
     out.put(e.checksum);
+    out.put_array(std::span<const std::int64_t>(e.global_shape));
+    out.put(e.dim);
+    out.put(e.begin);
   }
   return out.take();
 }

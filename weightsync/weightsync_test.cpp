@@ -113,6 +113,12 @@ TEST(manifest, comes_back_and_refuses_damage) {
   manifest lying = m;
   lying.entries[1].shape = {7, 4};
   expect_error(errc::bad_input, {"odd", "42 bytes", "56"}, [&] { unpack_manifest(pack_manifest(lying)); });
+  manifest cut = m;
+  cut.entries[1].global_shape = {8, 3};
+  cut.entries[1].begin = 1;
+  EXPECT_EQ(unpack_manifest(pack_manifest(cut)).entries[1].begin, 1);
+  cut.entries[1].begin = 2;
+  expect_error(errc::bad_input, {"odd", "does not lie in its whole"}, [&] { unpack_manifest(pack_manifest(cut)); });
   lying.entries[1].shape = {std::int64_t{1} << 40, std::int64_t{1} << 40};
   expect_error(errc::bad_input, {"odd", "2^64"}, [&] { unpack_manifest(pack_manifest(lying)); });
   lying.entries[1].shape = {-7, -3};
@@ -195,6 +201,64 @@ TEST(zmq_channel, several_sinks_at_once) {
     EXPECT_EQ(m->storage(), from->storage());
 }
 
+// ---- ranks that hold parts ----
+
+/// A rank's parts of "rows" [6, 5] and "columns" [4, 6], cut in `ranks`, and of "all" [3], which the first rank counts as its own.
+/// Bytes say where in the whole they are from.
+std::shared_ptr<fake_model> rank_model(int rank, int ranks, bool filled) {
+  const std::int64_t rows = 6 / ranks, begin = rows * rank;
+  auto m = model(0, {{"rows", {rows, 5}, true}, {"columns", {4, rows}, true}, {"all", {3}, false}});
+  const auto parameters = m->parameters();
+  parameters[0].global_shape = {6, 5};
+  parameters[1].global_shape = {4, 6};
+  parameters[2].global_shape = {3};
+  parameters[1].dim = 1;
+  parameters[0].begin = parameters[1].begin = begin;
+  parameters[2].copy = rank > 0;
+  const auto put = [&](std::size_t i, std::int64_t at, std::int64_t value) {
+    m->storage()[i][std::size_t(2 * at)] = std::byte(filled ? value + 1 : 0);
+  };
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < 5; ++c)
+      put(0, r * 5 + c, (begin + r) * 5 + c);
+  for (std::int64_t r = 0; r < 4; ++r)
+    for (std::int64_t c = 0; c < rows; ++c)
+      put(1, r * rows + c, 100 + r * 6 + begin + c);
+  for (std::int64_t i = 0; i < 3; ++i)
+    put(2, i, 200 + i);
+  return m;
+}
+
+TEST(zmq_channel, parts_go_between_ranks_that_are_cut_otherwise) {
+  for (const int from : {1, 2, 3}) {
+    std::vector<std::unique_ptr<weights_source>> sources;
+    std::string endpoints;
+    for (int r = 0; r < from; ++r) {
+      sources.push_back(make_zmq_source(rank_model(r, from, true), "127.0.0.1", "secret"));
+      sources.back()->publish({0, 1});
+      endpoints += (r > 0 ? "," : "") + sources.back()->endpoint();
+    }
+    for (const int to : {1, 2, 3})
+      for (int r = 0; r < to; ++r) {
+        const auto m = rank_model(r, to, false);
+        const auto sink = make_zmq_sink(endpoints, m, "secret");
+        const sync_result result = sink->fetch({0, 1}, 20s);
+        EXPECT_EQ(m->storage(), rank_model(r, to, true)->storage()) << from << " to " << to << ", rank " << r;
+        if (from == to) {
+          EXPECT_EQ(result.bytes, 2u * (54 / std::size_t(to) + 3)) << "a rank needs no more than its parts";
+        }
+      }
+  }
+}
+
+TEST(zmq_channel, a_part_that_no_source_has_is_named) {
+  const auto first = make_zmq_source(rank_model(0, 2, true), "127.0.0.1", "secret");
+  first->publish({0, 1});
+  const auto m = rank_model(1, 3, false);
+  expect_error(errc::bad_input, {"lacks some of tensor rows"}, [&] { make_zmq_sink(first->endpoint(), m, "secret")->fetch({0, 1}, 20s); });
+  EXPECT_EQ(m->storage(), rank_model(1, 3, false)->storage());
+}
+
 TEST(zmq_channel, a_corrupted_byte_changes_nothing_here) {
   const auto from = model(1), to = model(0);
   const auto before = to->storage();
@@ -222,7 +286,7 @@ TEST(zmq_channel, models_that_differ_are_refused_by_tensor) {
   refused({"tensor odd", "[7, 3]", "[3, 7]"}, model(0, other));
   other = specs;
   other[0].name = "embedding";
-  refused({"embed,", "embedding"}, model(0, other));
+  refused({"tensor embed,", "lacks"}, model(0, other));
   other = specs;
   other.pop_back();
   refused({"tensor large", "lacks"}, model(0, other));

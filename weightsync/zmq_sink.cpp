@@ -6,6 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <map>
+#include <optional>
+#include <set>
 #include <thread>
 
 namespace troupe {
@@ -20,9 +23,9 @@ constexpr std::int64_t max_reply_bytes = 64 << 20; // a manifest of 400,000 tens
 /// One connection for one fetch: whatever an earlier one left under way ended with it.
 class session {
 public:
-  session(const std::string& endpoint, const std::string& secret, weights_version version, milliseconds deadline)
-      : endpoint_(endpoint), secret_(secret), version_(version), deadline_(deadline), end_(steady_clock::now() + deadline), context_(1),
-        socket_(context_, zmq::socket_type::dealer), events_(context_, zmq::socket_type::pair) {
+  session(std::string endpoint, const std::string& secret, weights_version version, milliseconds deadline)
+      : endpoint_(std::move(endpoint)), secret_(secret), version_(version), deadline_(deadline), end_(steady_clock::now() + deadline),
+        context_(1), socket_(context_, zmq::socket_type::dealer), events_(context_, zmq::socket_type::pair) {
     socket_.set(zmq::sockopt::maxmsgsize, max_reply_bytes);
     socket_.set(zmq::sockopt::linger, 0);
     events_.set(zmq::sockopt::linger, 0);
@@ -74,7 +77,7 @@ private:
       fail(errc::peer_lost, "the connection ended, or nobody listens there, while waiting for " + what);
   }
 
-  const std::string& endpoint_;
+  const std::string endpoint_;
   const std::string& secret_;
   const weights_version version_;
   const milliseconds deadline_;
@@ -88,24 +91,6 @@ std::string describe(std::string_view type, const std::vector<std::int64_t>& sha
   for (std::size_t i = 0; i < shape.size(); ++i)
     text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
-}
-
-/// Throws errc::bad_input naming the first tensor that is not this model's.
-void check_manifest(const session& s, const manifest& m, causal_lm& model) {
-  const auto parameters = model.parameters();
-  for (std::size_t i = 0; i < std::max(m.entries.size(), parameters.size()); ++i) {
-    if (i >= m.entries.size())
-      s.fail(errc::bad_input, "the source lacks tensor " + parameters[i].name);
-    const manifest_entry& e = m.entries[i];
-    if (i >= parameters.size())
-      s.fail(errc::bad_input, "the source has a tensor " + e.name + ", which this model lacks");
-    const parameter& p = parameters[i];
-    if (e.name != p.name)
-      s.fail(errc::bad_input, "the source's tensor " + std::to_string(i) + " is " + e.name + ", this model's is " + p.name);
-    if (e.shape != p.shape || e.type != model.compute_type() || e.n_bytes != p.value.size())
-      s.fail(errc::bad_input, "tensor " + e.name + " is " + describe(name_of(e.type), e.shape) + " there and " +
-                                  describe(name_of(model.compute_type()), p.shape) + " here");
-  }
 }
 
 /// Waits for the version to be published.
@@ -164,56 +149,174 @@ void fetch_chunks(session& s, const manifest& m, std::vector<chunk>& chunks) {
   }
 }
 
+// ---- which part of what goes where ----
+
+const std::vector<std::int64_t>& whole_shape(const manifest_entry& e) { return e.global_shape.empty() ? e.shape : e.global_shape; }
+const std::vector<std::int64_t>& whole_shape(const parameter& p) { return p.global_shape.empty() ? p.shape : p.global_shape; }
+
+/// What a source's tensor and this model's have in common: [begin, end) of the whole along dim.
+struct overlap {
+  std::size_t parameter = 0;
+  std::size_t dim = 0;
+  std::int64_t begin = 0, end = 0;
+};
+
+/// Empty ranges too: a tensor of no elements is there all the same. Throws errc::bad_input where the two are not of one tensor.
+overlap overlap_of(const session& s, const manifest_entry& e, const parameter& p, std::size_t index, dtype type) {
+  if (whole_shape(e) != whole_shape(p) || e.shape.empty() || e.type != type)
+    s.fail(errc::bad_input, "tensor " + e.name + " is " + describe(name_of(e.type), whole_shape(e)) + " there and " +
+                                describe(name_of(type), whole_shape(p)) + " here");
+  overlap o{index, e.shape != whole_shape(e) ? e.dim : std::size_t(p.dim), 0, 0};
+  if (e.shape != whole_shape(e) && p.shape != whole_shape(p) && std::size_t(p.dim) != o.dim)
+    s.fail(errc::bad_input,
+           "tensor " + e.name + " is cut along dimension " + std::to_string(o.dim) + " there and " + std::to_string(p.dim) + " here");
+  const std::int64_t theirs = std::size_t(e.dim) == o.dim ? e.begin : 0, mine = std::size_t(p.dim) == o.dim ? p.begin : 0;
+  o.begin = std::max(theirs, mine);
+  o.end = std::max(o.begin, std::min(theirs + e.shape[o.dim], mine + p.shape[o.dim]));
+  return o;
+}
+
+/// One source under a fetch.
+struct source_link {
+  std::unique_ptr<session> link;
+  manifest offer;
+  std::vector<overlap> overlaps; // [entries]
+  std::vector<std::size_t> wanted;
+  std::vector<chunk> chunks;
+};
+
+/// Fills the sources' overlaps. Throws errc::bad_input naming the first tensor that is not this model's, or not all there.
+void plan(std::vector<source_link>& sources, causal_lm& model) {
+  const auto parameters = model.parameters();
+  std::map<std::string_view, std::size_t> index;
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    index[parameters[i].name] = i;
+  std::vector<std::size_t> found(parameters.size()), elements(parameters.size()); // of the parts that sources have, which do not overlap
+  for (source_link& s : sources)
+    for (const manifest_entry& e : s.offer.entries) {
+      const auto at = index.find(e.name);
+      if (at == index.end())
+        s.link->fail(errc::bad_input, "the source has a tensor " + e.name + ", which this model lacks");
+      const parameter& p = parameters[at->second];
+      const overlap& o = s.overlaps.emplace_back(overlap_of(*s.link, e, p, at->second, model.compute_type()));
+      ++found[at->second];
+      elements[at->second] += p.numel() == 0 ? 0 : std::size_t(o.end - o.begin) * (p.numel() / std::size_t(p.shape[o.dim]));
+    }
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    if (found[i] == 0 || elements[i] != parameters[i].numel())
+      sources[0].link->fail(errc::bad_input,
+                            std::string("the source lacks ") + (found[i] == 0 ? "" : "some of ") + "tensor " + parameters[i].name);
+}
+
+/// The overlap's elements from the entry's bytes to the parameter's value. Rows of two dimensions; the others are whole.
+void copy_overlap(const manifest_entry& e, const overlap& o, const std::byte* from, parameter& p) {
+  const std::int64_t theirs = std::size_t(e.dim) == o.dim ? e.begin : 0, mine = std::size_t(p.dim) == o.dim ? p.begin : 0;
+  const auto bytes_of_row = [&](const std::vector<std::int64_t>& shape) {
+    std::size_t n = size_of(e.type);
+    for (std::size_t d = o.dim; d < shape.size(); ++d)
+      n *= std::size_t(shape[d]);
+    return n;
+  };
+  const std::size_t from_row = bytes_of_row(e.shape), to_row = bytes_of_row(p.shape);
+  const std::size_t one = e.shape[o.dim] == 0 ? 0 : from_row / std::size_t(e.shape[o.dim]); // bytes of an index along dim
+  const std::size_t rows = from_row == 0 ? 0 : std::size_t(e.n_bytes) / from_row;
+  for (std::size_t r = 0; r < rows; ++r)
+    std::memcpy(p.value.data() + r * to_row + std::size_t(o.begin - mine) * one, from + r * from_row + std::size_t(o.begin - theirs) * one,
+                std::size_t(o.end - o.begin) * one);
+}
+
+std::vector<std::string> split_endpoints(const std::string& text) {
+  std::vector<std::string> out;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const auto comma = std::min(text.find(',', begin), text.size());
+    out.push_back(text.substr(begin, comma - begin));
+    begin = comma + 1;
+  }
+  return out;
+}
+
 class zmq_sink final : public weights_sink {
 public:
-  zmq_sink(std::string endpoint, std::shared_ptr<causal_lm> model, std::string secret)
-      : endpoint_(std::move(endpoint)), model_(std::move(model)), secret_(std::move(secret)) {
+  zmq_sink(const std::string& endpoints, std::shared_ptr<causal_lm> model, std::string secret)
+      : endpoints_(split_endpoints(endpoints)), model_(std::move(model)), secret_(std::move(secret)) {
     zmq::context_t context(1);
-    zmq::socket_t probe(context, zmq::socket_type::dealer);
-    probe.set(zmq::sockopt::linger, 0);
-    connect_to(probe, endpoint_); // a malformed endpoint is refused here
+    for (const auto& endpoint : endpoints_) {
+      zmq::socket_t probe(context, zmq::socket_type::dealer);
+      probe.set(zmq::sockopt::linger, 0);
+      connect_to(probe, endpoint); // a malformed endpoint is refused here
+    }
   }
 
   sync_result fetch(weights_version version, milliseconds deadline) override {
     const auto start = steady_clock::now();
-    session s(endpoint_, secret_, version, deadline);
-    const manifest m = fetch_manifest(s, version);
-    check_manifest(s, m, *model_);
-    const std::vector<std::size_t> entries = wanted(m);
-    std::vector<chunk> chunks = chunks_of(m, entries);
-    fetch_chunks(s, m, chunks);
-    apply(m, entries, chunks);
-    sync_result result{version, 0, std::chrono::duration<double>(steady_clock::now() - start).count()};
-    for (std::size_t i : entries)
-      result.bytes += m.entries[i].n_bytes;
+    std::vector<source_link> sources;
+    for (const auto& endpoint : endpoints_) {
+      source_link& s = sources.emplace_back();
+      s.link = std::make_unique<session>(endpoint, secret_, version, deadline);
+      s.offer = fetch_manifest(*s.link, version);
+    }
+    plan(sources, *model_);
+    applied_.resize(sources.size());
+    sync_result result{version, 0, 0};
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      source_link& s = sources[i];
+      choose(s, applied_[i]);
+      s.chunks = chunks_of(s.offer, s.wanted);
+      fetch_chunks(*s.link, s.offer, s.chunks);
+      for (const std::size_t e : s.wanted)
+        result.bytes += s.offer.entries[e].n_bytes;
+    }
+    apply(sources);
+    result.seconds = std::chrono::duration<double>(steady_clock::now() - start).count();
     return result;
   }
 
 private:
-  /// The trainable tensors, and those that are not the source's.
-  std::vector<std::size_t> wanted(const manifest& m) const {
-    std::vector<std::size_t> entries;
-    for (std::size_t i = 0; i < m.entries.size(); ++i)
-      if (m.entries[i].trainable || applied_.empty() || applied_[i] != m.entries[i].checksum)
-        entries.push_back(i);
-    return entries;
+  using checksums = std::vector<std::optional<std::uint64_t>>; // [entries] of the values that were applied; none: not known
+
+  /// The trainable tensors, and those that are not the source's; of them what concerns this model.
+  static void choose(source_link& s, checksums& applied) {
+    applied.resize(s.offer.entries.size());
+    for (std::size_t i = 0; i < s.offer.entries.size(); ++i) {
+      const manifest_entry& e = s.offer.entries[i];
+      const bool mine = s.overlaps[i].begin < s.overlaps[i].end || e.n_bytes == 0;
+      if (mine && (e.trainable || applied[i] != e.checksum))
+        s.wanted.push_back(i);
+    }
   }
 
-  void apply(const manifest& m, const std::vector<std::size_t>& entries, const std::vector<chunk>& chunks) {
-    applied_.clear();
+  void apply(std::vector<source_link>& sources) {
     const auto parameters = model_->parameters();
-    for (const chunk& c : chunks)
-      std::memcpy(parameters[c.entry].value.data() + c.offset, c.bytes.data(), c.bytes.size());
-    if (!entries.empty()) // an empty list would mean all
-      model_->publish_values(entries);
-    for (const manifest_entry& e : m.entries)
-      applied_.push_back(e.checksum);
+    std::set<std::size_t> changed;
+    for (std::size_t k = 0; k < sources.size(); ++k) {
+      source_link& s = sources[k];
+      std::fill(applied_[k].begin(), applied_[k].end(), std::nullopt);
+      std::vector<std::byte> whole;
+      for (const chunk& c : s.chunks) {
+        const manifest_entry& e = s.offer.entries[c.entry];
+        parameter& p = parameters[s.overlaps[c.entry].parameter];
+        if (const overlap& o = s.overlaps[c.entry]; o.end - o.begin == e.shape[o.dim] && p.shape == e.shape) { // the very same part
+          std::memcpy(p.value.data() + c.offset, c.bytes.data(), c.bytes.size());
+          continue;
+        }
+        whole.resize(e.n_bytes);
+        std::memcpy(whole.data() + c.offset, c.bytes.data(), c.bytes.size());
+        if (c.offset + c.bytes.size() == e.n_bytes)
+          copy_overlap(e, s.overlaps[c.entry], whole.data(), p);
+      }
+      for (const std::size_t i : s.wanted)
+        changed.insert(s.overlaps[i].parameter);
+      for (std::size_t i = 0; i < s.offer.entries.size(); ++i)
+        applied_[k][i] = s.offer.entries[i].checksum;
+    }
+    if (!changed.empty()) // an empty list would mean all
+      model_->publish_values(std::vector<std::size_t>(changed.begin(), changed.end()));
   }
 
-  const std::string endpoint_;
+  const std::vector<std::string> endpoints_;
   const std::shared_ptr<causal_lm> model_;
   const std::string secret_;
-  std::vector<std::uint64_t> applied_; // [parameters], checksums of the model's values; empty: not known
+  std::vector<checksums> applied_; // [sources]
 };
 
 } // namespace

@@ -31,18 +31,21 @@ public:
   std::string endpoint() const override { return endpoint_; }
 
   void publish(weights_version version) override {
-    const auto parameters = model_->parameters();
+    std::vector<const parameter*> parameters; // of the entries
+    for (const parameter& p : model_->parameters())
+      if (!p.copy)
+        parameters.push_back(&p);
     manifest next = manifest_.entries.empty() ? make_manifest(*model_, version) : manifest_;
     next.version = version;
     if (!manifest_.entries.empty())
       for (std::size_t i = 0; i < parameters.size(); ++i)
-        if (parameters[i].trainable) // the others are what they were
-          next.entries[i].checksum = weights_checksum(parameters[i].value);
+        if (parameters[i]->trainable) // the others are what they were
+          next.entries[i].checksum = weights_checksum(parameters[i]->value);
     std::string packed = pack_manifest(next);
     const std::lock_guard lock(mutex_);
     values_.clear();
-    for (const parameter& p : parameters)
-      values_.push_back(p.value);
+    for (const parameter* p : parameters)
+      values_.push_back(p->value);
     manifest_ = std::move(next);
     packed_manifest_ = std::move(packed);
     published_ = version;
