@@ -36,14 +36,21 @@ bool coordinator_state::taken(worker_role role, std::uint32_t rank) const {
     if (r.role == role && r.rank == rank)
       return true;
   }
-  return false;
+  return ranks.count({role, rank}) != 0;
 }
 
 caf::result<join_answer> coordinator_state::join(const join_request& request) {
   join_answer answer = setup->welcome;
-  answer.role = taken(worker_role::learner, 0) ? worker_role::rollout : worker_role::learner;
-  while (answer.role == worker_role::rollout && taken(answer.role, answer.rank))
+  answer.role = worker_role::learner;
+  while (answer.rank < setup->learner_ranks && taken(answer.role, answer.rank))
     ++answer.rank;
+  if (answer.rank == setup->learner_ranks) {
+    answer.role = worker_role::rollout;
+    answer.rank = 0;
+    while (taken(answer.role, answer.rank))
+      ++answer.rank;
+  }
+  answer.ranks = ranks_of(answer.role);
   reserved[request.pid] = {answer.role, answer.rank, now()};
   return answer;
 }
@@ -59,6 +66,8 @@ coordinator_state::member& coordinator_state::add_member(const worker_info& info
 void coordinator_state::enlist(const worker_info& info, const rollout_actor& rollout) {
   if (run->finished())
     return caf::anon_send_exit(rollout, caf::exit_reason::user_shutdown); // too late: let go as the others were
+  if (info.rank % ranks_of(info.role) != 0 || (ranks_of(info.role) > 1 && !find_rank(info)))
+    return; // its ranks were lost meanwhile
   const auto& m = add_member(info, caf::actor_cast<caf::strong_actor_ptr>(rollout));
   self->send(weight_sync, m.id, rollout);
   run->rollout_joined(m.id, now());
@@ -68,6 +77,8 @@ void coordinator_state::enlist(const worker_info& info, const rollout_actor& rol
 void coordinator_state::enlist(const worker_info& info, const learner_actor& handle) {
   if (run->finished())
     return caf::anon_send_exit(handle, caf::exit_reason::user_shutdown);
+  if (info.rank != 0 || (ranks_of(info.role) > 1 && !find_rank(info)))
+    return;
   add_member(info, caf::actor_cast<caf::strong_actor_ptr>(handle));
   learner = handle;
   batch_endpoint = info.batch_endpoint;
@@ -79,35 +90,107 @@ void coordinator_state::enlist(const worker_info& info, const learner_actor& han
   act();
 }
 
+const coordinator_state::rank_member* coordinator_state::find_rank(const worker_info& info) const {
+  const auto it = ranks.find({info.role, info.rank});
+  return it != ranks.end() && it->second.info.pid == info.pid ? &it->second : nullptr;
+}
+
+// When the last one has come all are told of each other.
+void coordinator_state::enlist(const worker_info& info, const rank_actor& rank) {
+  if (run->finished())
+    return caf::anon_send_exit(rank, caf::exit_reason::user_shutdown);
+  reserved.erase(info.pid);
+  self->monitor(rank);
+  ranks[{info.role, info.rank}] = {info, caf::actor_cast<caf::strong_actor_ptr>(rank), false};
+  const std::uint32_t first = first_rank(info), n = ranks_of(info.role);
+  if (info.rank != first) // the first one is named when it is at work
+    setup->host->log("worker " + std::string(name_of(info.role)) + ' ' + std::to_string(info.rank) + " pid " + std::to_string(info.pid));
+  rank_peers peers;
+  for (std::uint32_t r = first; r < first + n; ++r) {
+    const auto it = ranks.find({info.role, r});
+    if (it == ranks.end())
+      return;
+    peers.endpoints.push_back(it->second.info.rank_endpoint);
+  }
+  for (std::uint32_t r = first; r < first + n; ++r) {
+    rank_member& m = ranks.at({info.role, r});
+    m.connected = true;
+    self->send(caf::actor_cast<rank_actor>(m.handle), peers);
+  }
+}
+
+// One of several ranks is gone, and with it all that are connected with it.
+void coordinator_state::lose_rank(const worker_info& info, const std::string& why) {
+  const rank_member* m = find_rank(info);
+  if (m == nullptr)
+    return;
+  const std::string text = title(info) + ' ' + why;
+  const std::uint32_t first = first_rank(info);
+  for (const auto& [id, one] : members) {
+    if (one.info.role == info.role && one.info.rank == first)
+      return remove(id, text);
+  }
+  if (m->connected) {
+    remove_ranks(info.role, first);
+  } else {
+    lost_pids.insert(info.pid);
+    self->demonitor(m->handle->address());
+    setup->host->end_process(info.pid);
+    ranks.erase({info.role, info.rank});
+  }
+  run->worker_failed_to_join(text, now());
+}
+
+// Ends the processes of a worker that is several.
+void coordinator_state::remove_ranks(worker_role role, std::uint32_t first) {
+  for (std::uint32_t r = first; r < first + ranks_of(role); ++r) {
+    const auto it = ranks.find({role, r});
+    if (it == ranks.end())
+      continue;
+    lost_pids.insert(it->second.info.pid);
+    self->demonitor(it->second.handle->address());
+    setup->host->end_process(it->second.info.pid);
+    caf::anon_send_exit(it->second.handle, caf::exit_reason::kill); // of those that were started elsewhere
+    ranks.erase(it);
+  }
+}
+
 void coordinator_state::lose(worker_id id, const std::string& why) {
   const auto it = members.find(id);
-  if (it == members.end())
-    return;
+  if (it != members.end())
+    remove(id, title(it->second.info) + ' ' + why);
+}
+
+void coordinator_state::remove(worker_id id, const std::string& text) {
+  const auto it = members.find(id);
   const worker_info info = it->second.info;
   self->demonitor(it->second.handle->address());
   members.erase(it);
+  remove_ranks(info.role, first_rank(info));
   lost_pids.insert(info.pid);
   setup->host->end_process(info.pid);
   if (info.role == worker_role::rollout) {
-    run->rollout_lost(id, title(info) + ' ' + why, now());
+    run->rollout_lost(id, text, now());
   } else {
     ++learner_epoch;
     learner = nullptr;
     if (setup->learner_at)
       setup->learner_at("");
-    run->learner_lost(title(info) + ' ' + why, now());
+    run->learner_lost(text, now());
   }
 }
 
 void coordinator_state::let_go(const caf::actor_addr& source) {
   std::erase_if(members, [&](const auto& m) { return m.second.handle->address() == source; });
+  std::erase_if(ranks, [&](const auto& m) { return m.second.handle->address() == source; });
   tell_outcome();
 }
 
 void coordinator_state::tell_outcome() {
-  if (!members.empty() && now() - over_since < leave_deadline)
+  if ((!members.empty() || !ranks.empty()) && now() - over_since < leave_deadline)
     return;
   members.clear();
+  ranks.clear();
   setup->host->ended(outcome->code, outcome->text);
   outcome.reset();
 }
@@ -120,6 +203,12 @@ void coordinator_state::down(const caf::actor_addr& source, const std::string& r
   for (const auto& [id, m] : members) {
     if (m.handle->address() == source) {
       lose(id, "is gone: " + reason);
+      return act();
+    }
+  }
+  for (const auto& [place, m] : ranks) {
+    if (m.handle->address() == source) {
+      lose_rank(worker_info(m.info), "is gone: " + reason);
       break;
     }
   }
@@ -127,6 +216,12 @@ void coordinator_state::down(const caf::actor_addr& source, const std::string& r
 }
 
 void coordinator_state::failed(const worker_failed& failure) {
+  const bool silent = errc(failure.code) == errc::peer_lost || errc(failure.code) == errc::timeout;
+  const auto rank = ranks.find({failure.role, failure.rank});
+  if (silent && setup->plan.restarts && rank != ranks.end() && !run->finished()) { // another rank of its model does not answer
+    lose_rank(worker_info(rank->second.info), failure.text);
+    return act();
+  }
   const std::string who = std::string(name_of(failure.role)) + ' ' + std::to_string(failure.rank) + " on " + failure.host + ": ";
   run->fail(error(errc(failure.code), failure.role == worker_role::reward ? failure.text : who + failure.text));
   act();
@@ -137,8 +232,11 @@ void coordinator_state::exited(const worker_exited& exit) {
     return;
   reserved.erase(exit.pid);
   const auto it = std::find_if(members.begin(), members.end(), [&](const auto& m) { return m.second.info.pid == exit.pid; });
+  const auto rank = std::find_if(ranks.begin(), ranks.end(), [&](const auto& r) { return r.second.info.pid == exit.pid; });
   if (it != members.end())
     lose(it->first, exit.how);
+  else if (rank != ranks.end())
+    lose_rank(worker_info(rank->second.info), exit.how);
   else if (lost_pids.erase(exit.pid) == 0)
     run->worker_failed_to_join(
         "worker process " + std::to_string(exit.pid) + ' ' + exit.how + " before it joined (its output is in log.txt)", now());
@@ -254,6 +352,8 @@ void coordinator_state::operator()(const command::end_learner&) {
 void coordinator_state::operator()(const command::finish& c) {
   for (const auto& [id, m] : members)
     caf::anon_send_exit(m.handle, caf::exit_reason::user_shutdown);
+  for (const auto& [place, m] : ranks)
+    caf::anon_send_exit(m.handle, caf::exit_reason::user_shutdown);
   outcome = c;
   over_since = now();
   tell_outcome();
@@ -286,6 +386,7 @@ coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer
       [self](const join_request& r) { return self->state.join(r); },
       [self](const worker_info& info, const rollout_actor& w) { self->state.enlist(info, w); },
       [self](const worker_info& info, const learner_actor& w) { self->state.enlist(info, w); },
+      [self](const worker_info& info, const rank_actor& w) { self->state.enlist(info, w); },
       [self](const group_scored& g) {
         self->state.run->scored(g, self->state.now());
         self->state.act();

@@ -20,6 +20,7 @@ struct coordinator_setup {
   join_answer welcome; // what every worker gets; role and rank are filled in
   std::function<reward_actor(const coordinator_actor&)> make_reward;
   std::function<weight_sync_actor(const coordinator_actor&)> make_weight_sync;
+  std::uint32_t learner_ranks = 1, rollout_ranks = 1; // processes that share the learner's, and each rollout's, model
   std::function<void(const std::string&)> learner_at; // told where batches go now; "": nowhere. May be empty
 };
 
@@ -37,6 +38,13 @@ struct coordinator_state {
     time_point since;
   };
 
+  /// One of several ranks of a worker. All of them go with any of them, once they are connected.
+  struct rank_member {
+    worker_info info;
+    caf::strong_actor_ptr handle;
+    bool connected = false;
+  };
+
   ~coordinator_state(); // its two companions end with it
 
   coordinator_actor::pointer self = nullptr;
@@ -49,7 +57,8 @@ struct coordinator_state {
   std::uint32_t learner_epoch = 0; // answers of an older learner are dropped
   worker_id last_id = 0;
   std::map<worker_id, member> members;
-  std::map<std::int64_t, reservation> reserved; // by pid: a role was given, the worker is not there yet
+  std::map<std::pair<worker_role, std::uint32_t>, rank_member> ranks; // by role and rank; those of workers of one process are not here
+  std::map<std::int64_t, reservation> reserved;                       // by pid: a role was given, the worker is not there yet
 
   std::set<std::int64_t> lost_pids; // of members that were lost; their exit is no news
   /// The run is over: the host hears of it when the members have gone, so that none takes the end for a death.
@@ -60,6 +69,7 @@ struct coordinator_state {
   caf::result<join_answer> join(const join_request& request);
   void enlist(const worker_info& info, const rollout_actor& rollout);
   void enlist(const worker_info& info, const learner_actor& learner);
+  void enlist(const worker_info& info, const rank_actor& rank);
   void down(const caf::actor_addr& source, const std::string& reason);
   void failed(const worker_failed& failure);
   void exited(const worker_exited& exit);
@@ -87,6 +97,12 @@ private:
   void ask_learner(const Request& request, void (run_state::*event)(const Answer&, time_point));
   member& add_member(const worker_info& info, caf::strong_actor_ptr handle);
   void lose(worker_id id, const std::string& why);
+  void remove(worker_id id, const std::string& text);
+  void lose_rank(const worker_info& info, const std::string& why);
+  void remove_ranks(worker_role role, std::uint32_t first);
+  const rank_member* find_rank(const worker_info& info) const;
+  std::uint32_t ranks_of(worker_role role) const { return role == worker_role::learner ? setup->learner_ranks : setup->rollout_ranks; }
+  std::uint32_t first_rank(const worker_info& info) const { return info.rank / ranks_of(info.role) * ranks_of(info.role); }
   void let_go(const caf::actor_addr& source);
   void tell_outcome();
   bool taken(worker_role role, std::uint32_t rank) const;

@@ -1,6 +1,7 @@
 #include "actors/parts.hpp"
 #include "model/kernels/thread_pool.hpp"
 #include "model/parallel/local_ranks.hpp"
+#include "model/parallel/process_model.hpp"
 #include <algorithm>
 
 namespace troupe {
@@ -36,13 +37,45 @@ std::shared_ptr<causal_lm> make_rollout_model(const config& cfg, const model_con
   return make_shared_model(model, {compute_type(cfg), false, cfg.model.trainable, nullptr}, {shape, false, 0}, where);
 }
 
-std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where) {
+rank_models load_policy_part(const config& cfg, process_ranks& ranks, compute& where) {
+  rank_models out;
+  out.whole = make_process_model("policy", load_model_config(cfg.model.path), {compute_type(cfg), true, cfg.model.trainable, nullptr},
+                                 cfg.learner.sequence_parallel, ranks, where, &out.own);
+  load_weights(*out.own, cfg.model.path);
+  return out;
+}
+
+rank_models make_rollout_part(const config& cfg, const model_config& model, process_ranks& ranks, compute& where) {
+  rank_models out;
+  out.whole = make_process_model("rollout", model, {compute_type(cfg), false, cfg.model.trainable, nullptr}, false, ranks, where, &out.own);
+  return out;
+}
+
+/// Empty: none is asked for.
+static std::string reference_path(const config& cfg) {
   if (!cfg.learner.use_kl_loss && !cfg.algorithm.use_kl_in_reward)
+    return "";
+  return cfg.reference.path.empty() ? cfg.model.path : cfg.reference.path;
+}
+
+// On the learner's ranks: at step 0 the KL of equal models is then 0 to the last bit.
+std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where) {
+  const std::string path = reference_path(cfg);
+  if (path.empty())
     return nullptr;
-  const std::string& path = cfg.reference.path.empty() ? cfg.model.path : cfg.reference.path;
-  // On the learner's ranks: at step 0 the KL of equal models is then 0 to the last bit.
   auto model = make_shared_model(load_model_config(path), {compute_type(cfg), false, {}, nullptr}, learner_layout(cfg), where);
   load_weights(*model, path);
+  return model;
+}
+
+std::shared_ptr<causal_lm> load_reference_part(const config& cfg, process_ranks& ranks, compute& where) {
+  const std::string path = reference_path(cfg);
+  if (path.empty())
+    return nullptr;
+  std::shared_ptr<causal_lm> own;
+  auto model = make_process_model("reference", load_model_config(path), {compute_type(cfg), false, {}, nullptr},
+                                  cfg.learner.sequence_parallel, ranks, where, &own);
+  load_weights(*own, path);
   return model;
 }
 

@@ -3,6 +3,8 @@
 #include "actors/rollout.hpp"
 #include "model/compute.hpp"
 #include "model/config.hpp"
+#include "model/parallel/local_ranks.hpp"
+#include "model/parallel/process_ranks.hpp"
 #include <memory>
 #include <string>
 
@@ -17,6 +19,15 @@ generator_options make_generator_options(const config& cfg, const model_config& 
 std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, compute& where);
 /// The rollout's model on its ranks, weights zero.
 std::shared_ptr<causal_lm> make_rollout_model(const config& cfg, const model_config& model, compute& where);
+/// Of the processes that share a model, one's part of it and the whole that it makes with the others.
+struct rank_models {
+  std::shared_ptr<causal_lm> whole, own;
+};
+shared_layout learner_layout(const config& cfg);
+/// As load_policy, load_reference and make_rollout_model, by every rank alike: each reads its own part of the files.
+rank_models load_policy_part(const config& cfg, process_ranks& ranks, compute& where);
+std::shared_ptr<causal_lm> load_reference_part(const config& cfg, process_ranks& ranks, compute& where);
+rank_models make_rollout_part(const config& cfg, const model_config& model, process_ranks& ranks, compute& where);
 /// The reference model, null unless a KL is asked for.
 std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where);
 /// The teacher of run.task = "distill", frozen, from distill.teacher, on one rank; null for another task.

@@ -32,6 +32,7 @@ struct join_answer {
   std::string config_toml;         // resolved; paths are absolute
   std::string model_config_json;   // config.json's text, for a worker that has no model directory
   std::string experience_endpoint; // rollout: where finished groups go
+  std::uint32_t ranks = 1;         // processes that share this worker's model; it is number rank % ranks of them
 };
 
 /// A worker that has joined, as `enlist` names it. id: unique in a run, a restarted worker has a new one.
@@ -40,7 +41,13 @@ struct worker_info {
   std::uint32_t rank = 0;
   std::string host;
   std::int64_t pid = 0;
-  std::string batch_endpoint; // learner: where batches go
+  std::string batch_endpoint;     // learner: where batches go
+  std::string rank_endpoint = {}; // where the other ranks of its model reach it; empty: it has the model alone
+};
+
+/// Where the ranks of a model are, this one's among them, in rank order.
+struct rank_peers {
+  std::vector<std::string> endpoints;
 };
 
 /// One group to be made: the whole of what its samples depend on, with the weights of `version`.
@@ -158,8 +165,9 @@ struct rollout_status {
 template <class I> typename I::result_type inspect(I& f, weights_version& x) { return f(caf::meta::type_name("weights_version"), x.incarnation, x.step); }
 template <class I> typename I::result_type inspect(I& f, group_key& x) { return f(caf::meta::type_name("group_key"), x.step, x.index, x.validation); }
 template <class I> typename I::result_type inspect(I& f, join_request& x) { return f(caf::meta::type_name("join_request"), x.protocol, x.secret, x.build, x.numerics, x.host, x.isa, x.pid); }
-template <class I> typename I::result_type inspect(I& f, join_answer& x) { return f(caf::meta::type_name("join_answer"), x.role, x.rank, x.config_toml, x.model_config_json, x.experience_endpoint); }
-template <class I> typename I::result_type inspect(I& f, worker_info& x) { return f(caf::meta::type_name("worker_info"), x.role, x.rank, x.host, x.pid, x.batch_endpoint); }
+template <class I> typename I::result_type inspect(I& f, join_answer& x) { return f(caf::meta::type_name("join_answer"), x.role, x.rank, x.config_toml, x.model_config_json, x.experience_endpoint, x.ranks); }
+template <class I> typename I::result_type inspect(I& f, worker_info& x) { return f(caf::meta::type_name("worker_info"), x.role, x.rank, x.host, x.pid, x.batch_endpoint, x.rank_endpoint); }
+template <class I> typename I::result_type inspect(I& f, rank_peers& x) { return f(caf::meta::type_name("rank_peers"), x.endpoints); }
 template <class I> typename I::result_type inspect(I& f, generate_group& x) { return f(caf::meta::type_name("generate_group"), x.key, x.version, x.source, x.prompt_ids); }
 template <class I> typename I::result_type inspect(I& f, group_scored& x) { return f(caf::meta::type_name("group_scored"), x.key, x.rewards, x.lengths, x.prompt_length, x.oldest_version, x.seconds, x.dropped); }
 template <class I> typename I::result_type inspect(I& f, ship_batch& x) { return f(caf::meta::type_name("ship_batch"), x.step, x.indices, x.endpoint); }
@@ -216,6 +224,11 @@ using reward_actor = caf::typed_actor<
     // To itself, from the experience channel: groups arrived.
     caf::reacts_to<caf::tick_atom>>;
 
+/// A process that has a part of a model: of several, the first one's rollout or learner speaks for all. Ends its process.
+using rank_actor = caf::typed_actor<
+    // All ranks of the model are there.
+    caf::reacts_to<rank_peers>>;
+
 /// Takes versions of the weights from the learner to every rollout.
 using weight_sync_actor = caf::typed_actor<
     // The learner, also one that was started again.
@@ -231,6 +244,8 @@ using coordinator_actor = caf::typed_actor<
     caf::replies_to<join_request>::with<join_answer>,
     // Workers that are ready.
     caf::reacts_to<worker_info, rollout_actor>, caf::reacts_to<worker_info, learner_actor>,
+    // One of several ranks of a worker, which then waits for the others.
+    caf::reacts_to<worker_info, rank_actor>,
     // From the reward: a group is done.
     caf::reacts_to<group_scored>,
     // From weight sync: a rollout has a version, or could not get it.
@@ -268,6 +283,7 @@ CAF_ADD_TYPE_ID(troupe, (troupe::group_key))
 CAF_ADD_TYPE_ID(troupe, (troupe::join_request))
 CAF_ADD_TYPE_ID(troupe, (troupe::join_answer))
 CAF_ADD_TYPE_ID(troupe, (troupe::worker_info))
+CAF_ADD_TYPE_ID(troupe, (troupe::rank_peers))
 CAF_ADD_TYPE_ID(troupe, (troupe::generate_group))
 CAF_ADD_TYPE_ID(troupe, (troupe::group_scored))
 CAF_ADD_TYPE_ID(troupe, (troupe::ship_batch))
@@ -292,6 +308,7 @@ CAF_ADD_TYPE_ID(troupe, (troupe::rollout_status))
 CAF_ADD_TYPE_ID(troupe, (troupe::rollout_actor))
 CAF_ADD_TYPE_ID(troupe, (troupe::learner_actor))
 CAF_ADD_TYPE_ID(troupe, (troupe::reward_actor))
+CAF_ADD_TYPE_ID(troupe, (troupe::rank_actor))
 CAF_ADD_TYPE_ID(troupe, (troupe::weight_sync_actor))
 CAF_ADD_TYPE_ID(troupe, (troupe::coordinator_actor))
 CAF_ADD_TYPE_ID(troupe, (troupe::door_actor))

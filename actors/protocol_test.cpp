@@ -49,7 +49,10 @@ TEST_F(protocol_test, EveryMessageTravels) {
   const auto welcome = travels(join_answer{worker_role::learner, 3, "a = 1", "{}", "tcp://x"});
   EXPECT_EQ(welcome.role, worker_role::learner);
   EXPECT_EQ(welcome.experience_endpoint, "tcp://x");
-  EXPECT_EQ(travels(worker_info{worker_role::rollout, 2, "host", 9, "tcp://y"}).batch_endpoint, "tcp://y");
+  EXPECT_EQ(travels(join_answer{worker_role::rollout, 3, "", "", "", 4}).ranks, 4u);
+  EXPECT_EQ(travels(worker_info{worker_role::rollout, 2, "host", 9, "tcp://y", ""}).batch_endpoint, "tcp://y");
+  EXPECT_EQ(travels(worker_info{worker_role::rollout, 2, "host", 9, "", "tcp://r"}).rank_endpoint, "tcp://r");
+  EXPECT_EQ(travels(rank_peers{{"tcp://a", "tcp://b"}}).endpoints, (std::vector<std::string>{"tcp://a", "tcp://b"}));
   const auto group = travels(generate_group{{4, 5, true}, v23, 6, {1, -2, 3}});
   EXPECT_EQ(group.key, (group_key{4, 5, true}));
   EXPECT_EQ(group.version, v23);
@@ -85,6 +88,7 @@ TEST_F(protocol_test, HandlesTravel) {
   const auto bytes = bytes_of(caf::make_message(worker_info{}, rollout_actor{}));
   EXPECT_TRUE((back(bytes).match_elements<worker_info, rollout_actor>()));
   EXPECT_TRUE((back(bytes_of(caf::make_message(worker_info{}, learner_actor{}))).match_elements<worker_info, learner_actor>()));
+  EXPECT_TRUE((back(bytes_of(caf::make_message(worker_info{}, rank_actor{}))).match_elements<worker_info, rank_actor>()));
   EXPECT_TRUE((back(bytes_of(caf::make_message(join_answer{}, coordinator_actor{}))).match_elements<join_answer, coordinator_actor>()));
 }
 

@@ -274,7 +274,7 @@ std::size_t local_workers(const config& cfg) {
   const std::string& text = cfg.placement.local_workers;
   std::size_t n = 0;
   if (text == "all" || std::from_chars(text.data(), text.data() + text.size(), n).ec != std::errc{})
-    return std::size_t(cfg.rollout.actors) + 1;
+    return std::size_t(learner_layout(cfg).training.size()) + std::size_t(cfg.rollout.actors * cfg.rollout.tensor_parallel_size);
   return n;
 }
 
@@ -292,6 +292,8 @@ void run_in_processes(const run_inputs& in, run_outputs& outputs) {
   central_parts parts(in, outputs);
   const std::string secret = make_secret();
   batch_link link(secret);
+  parts.coordinator.learner_ranks = std::uint32_t(learner_layout(in.cfg).training.size());
+  parts.coordinator.rollout_ranks = std::uint32_t(in.cfg.rollout.tensor_parallel_size);
   parts.coordinator.learner_at = [&link](const std::string& endpoint) { link.set_current(endpoint); };
   parts.reward->deliver = [&link](const std::string& endpoint, const std::vector<scored_group>& groups) {
     link.deliver(endpoint, pack_scored(groups));

@@ -1,13 +1,20 @@
 #include "actors/failure.hpp"
 #include "actors/parts.hpp"
+#include "actors/rank_link.hpp"
+#include "actors/rank_weights.hpp"
 #include "actors/run.hpp"
 #include "actors/secret.hpp"
 #include "actors/system.hpp"
 #include "experience/channel.hpp"
+#include "model/kernels/thread_pool.hpp"
+#include "model/parallel/process_ranks.hpp"
 #include "model/registry.hpp"
+#include <algorithm>
 #include <caf/io/all.hpp>
 #include <csignal>
 #include <sys/prctl.h>
+#include <thread>
+#include <tuple>
 #include <unistd.h>
 
 namespace troupe {
@@ -17,7 +24,9 @@ using namespace std::chrono_literals;
 
 constexpr auto join_deadline = 30s;
 constexpr auto send_deadline = 60s;
-constexpr auto report_deadline = 5s; // for the line about a failure to arrive
+constexpr auto report_deadline = 5s;  // for the line about a failure to arrive
+constexpr auto rank_deadline = 30min; // the coordinator notices a rank's death; this ends what nobody noticed
+constexpr auto end_deadline = 20s;    // for the coordinator to end what lost its other ranks
 
 /// This process ends with the `train` that started it, however that ends.
 void follow_parent(std::int64_t parent) {
@@ -69,20 +78,39 @@ struct work {
   std::unique_ptr<experience_receiver> receiver;
 };
 
-work begin_learning(caf::actor_system& sys, const invitation& in, const config& cfg, const worker_info& who, compute& where,
-                    const std::string& secret) {
-  worker_info info = who;
+/// What a worker's actor is made of. ranks: those that share its model; null: it has the model alone.
+struct workplace {
+  const config& cfg;
+  const std::string& secret;
+  compute& where;
+  process_ranks* ranks = nullptr;
+};
+
+std::shared_ptr<learner_setup> set_up_learner(const workplace& at) {
   const auto setup = std::make_shared<learner_setup>();
-  setup->cfg = cfg;
-  setup->total_steps = cfg.run.total_steps;
-  setup->run_dir = cfg.run_dir();
-  setup->policy = load_policy(cfg, false, where);
-  setup->reference = load_reference(cfg, where);
-  setup->where = &where;
-  setup->source = make_zmq_source(setup->policy, "127.0.0.1", secret);
+  setup->cfg = at.cfg;
+  setup->total_steps = at.cfg.run.total_steps;
+  setup->run_dir = at.cfg.run_dir();
+  setup->where = &at.where;
+  if (at.ranks == nullptr) {
+    setup->policy = load_policy(at.cfg, false, at.where);
+    setup->reference = load_reference(at.cfg, at.where);
+    setup->source = make_zmq_source(setup->policy, "127.0.0.1", at.secret);
+  } else {
+    const rank_models policy = load_policy_part(at.cfg, *at.ranks, at.where);
+    setup->policy = policy.whole;
+    setup->reference = load_reference_part(at.cfg, *at.ranks, at.where);
+    setup->source = make_rank_source(*at.ranks, policy.own, at.secret);
+  }
+  return setup;
+}
+
+work begin_learning(caf::actor_system& sys, const invitation& in, const worker_info& who, const workplace& at) {
+  worker_info info = who;
+  const auto setup = set_up_learner(at);
   setup->batches = std::make_shared<inbox<std::vector<scored_group>>>();
   work out;
-  out.receiver = listen_experience("127.0.0.1", secret, 1, [batches = setup->batches](const std::string& bytes) {
+  out.receiver = listen_experience("127.0.0.1", at.secret, 1, [batches = setup->batches](const std::string& bytes) {
     try {
       batches->push(unpack_scored(bytes));
     } catch (const error& e) { // a peer's fault must not end this process
@@ -96,16 +124,27 @@ work begin_learning(caf::actor_system& sys, const invitation& in, const config& 
   return out;
 }
 
-work begin_rolling(caf::actor_system& sys, const invitation& in, const config& cfg, const worker_info& info, compute& where,
-                   const std::string& secret) {
+using sink_maker = std::function<std::unique_ptr<weights_sink>(const std::string& endpoint)>;
+
+/// The rollout's model, weights zero, and what fills it.
+std::pair<std::shared_ptr<causal_lm>, sink_maker> set_up_rollout(const model_config& model, const workplace& at) {
+  if (at.ranks == nullptr) {
+    const auto policy = make_rollout_model(at.cfg, model, at.where);
+    return {policy, [policy, secret = at.secret](const std::string& endpoint) { return make_zmq_sink(endpoint, policy, secret); }};
+  }
+  const rank_models policy = make_rollout_part(at.cfg, model, *at.ranks, at.where);
+  const auto fetcher = std::make_shared<rank_fetcher>(*at.ranks, policy.own, at.secret);
+  return {policy.whole, [fetcher](const std::string& endpoint) { return make_rank_sink(fetcher, endpoint); }};
+}
+
+work begin_rolling(caf::actor_system& sys, const invitation& in, const worker_info& info, const workplace& at) {
   const model_config model = parse_model_config(in.welcome.model_config_json, "the run's config.json");
   const auto setup = std::make_shared<rollout_setup>();
-  setup->cfg = cfg;
+  setup->cfg = at.cfg;
   setup->end_tokens = model.eos_token_ids;
-  setup->model = make_rollout_model(cfg, model, where);
-  setup->options = make_generator_options(cfg, model, model.eos_token_ids, where);
-  setup->make_sink = [policy = setup->model, secret](const std::string& endpoint) { return make_zmq_sink(endpoint, policy, secret); };
-  const std::shared_ptr<experience_sender> sender = connect_experience(in.welcome.experience_endpoint, secret);
+  std::tie(setup->model, setup->make_sink) = set_up_rollout(model, at);
+  setup->options = make_generator_options(at.cfg, model, model.eos_token_ids, at.where);
+  const std::shared_ptr<experience_sender> sender = connect_experience(in.welcome.experience_endpoint, at.secret);
   setup->outlet = [sender](const trajectory_group& group) {
     sender->send(pack_group(group), send_deadline);
     sender->flush(send_deadline);
@@ -137,6 +176,84 @@ int wait_for_end(caf::scoped_actor& self, const invitation& in, const work& mine
   return code;
 }
 
+[[noreturn]] void end_with(int code) {
+  std::fflush(nullptr);
+  std::_Exit(code); // the actor may still hold the model: nothing is left to tidy up
+}
+
+void work_alone(caf::actor_system& sys, caf::scoped_actor& self, const invitation& in, const worker_info& info, const workplace& at) {
+  const auto begin = info.role == worker_role::learner ? &begin_learning : &begin_rolling;
+  const work mine = begin(sys, in, info, at);
+  end_with(wait_for_end(self, in, mine));
+}
+
+/// The first rank works as if it were alone, the others follow it. Returns by an exception or not at all: see rank_link.
+void work_as_rank(caf::actor_system& sys, caf::scoped_actor& self, const invitation& in, const worker_info& info, const workplace& at) {
+  process_ranks& ranks = *at.ranks;
+  if (ranks.leads()) {
+    const auto begin = info.role == worker_role::learner ? &begin_learning : &begin_rolling;
+    const work mine = begin(sys, in, info, at);
+    self->monitor(mine.actor);
+    self->receive([](const caf::down_msg&) {});
+    std::this_thread::sleep_for(end_deadline); // its error has gone to the coordinator
+    end_with(1);
+  }
+  if (info.role == worker_role::learner) {
+    const auto setup = set_up_learner(at);
+    const trainee part(at.cfg, setup->policy, setup->total_steps, at.where);
+    ranks.serve();
+  }
+  const auto rollout = set_up_rollout(parse_model_config(in.welcome.model_config_json, "the run's config.json"), at);
+  ranks.serve();
+}
+
+/// Takes part in finding the ranks that share the worker's model, then in their work.
+class rank_work {
+public:
+  rank_work(caf::actor_system& sys, caf::scoped_actor& self, const invitation& in, const worker_options& options, const std::string& secret)
+      : sys_(sys), self_(self), in_(in), options_(options), secret_(secret), n_(int(in.welcome.ranks)),
+        rank_(int(in.welcome.rank % in.welcome.ranks)) {}
+
+  void run(const config& cfg, worker_info info) {
+    const auto world = std::make_shared<zmq_world>(rank_, n_, secret_, rank_deadline);
+    info.rank_endpoint = world->endpoint();
+    link_ = sys_.spawn(rank_link, in_.coordinator, caf::actor_cast<caf::strong_actor_ptr>(self_), failing_);
+    self_->send(in_.coordinator, info, link_);
+    self_->receive([&](const rank_peers& peers) { world->connect(peers.endpoints); });
+    const mesh shape = info.role == worker_role::learner ? learner_layout(cfg).training : mesh{1, 1, n_};
+    process_ranks ranks(world, rank_, shape);
+    compute where(threads(), options_.which);
+    try {
+      work_as_rank(sys_, self_, in_, info, {cfg, secret_, where, &ranks});
+    } catch (const error& e) {
+      if (e.code() == errc::peer_lost || e.code() == errc::timeout) // the coordinator knows of it, or is told by who has the cause
+        std::this_thread::sleep_for(end_deadline);
+      *failing_ = true;
+      self_->monitor(link_); // it ends when the run has heard of it
+      world_of_failure_ = world;
+      throw;
+    }
+  }
+
+private:
+  /// The ranks share the machine.
+  int threads() const {
+    if (options_.threads > 0)
+      return options_.threads;
+    return std::max(1, compute(0, options_.which).threads() / n_);
+  }
+
+  caf::actor_system& sys_;
+  caf::scoped_actor& self_;
+  const invitation& in_;
+  const worker_options& options_;
+  const std::string& secret_;
+  const int n_, rank_;
+  const std::shared_ptr<std::atomic<bool>> failing_ = std::make_shared<std::atomic<bool>>(false);
+  rank_actor link_;
+  std::shared_ptr<zmq_world> world_of_failure_; // the others wait in it while the run hears of the cause
+};
+
 } // namespace
 
 int run_worker(const worker_options& options) {
@@ -148,13 +265,13 @@ int run_worker(const worker_options& options) {
   const config cfg = parse_config(in.welcome.config_toml, "the run's configuration");
   const std::string secret = options.secret.empty() ? read_secret(parse_address(options.join, "--join").second) : options.secret;
   const worker_info info{in.welcome.role, in.welcome.rank, host_name(), getpid(), ""};
+  rank_work ranks(sys, self, in, options, secret);
   try {
+    if (in.welcome.ranks > 1)
+      ranks.run(cfg, info);
     compute where(options.threads, options.which);
-    const auto begin = info.role == worker_role::learner ? &begin_learning : &begin_rolling;
-    const work mine = begin(sys, in, cfg, info, where, secret);
-    const int code = wait_for_end(self, in, mine);
-    std::fflush(nullptr);
-    std::_Exit(code); // the actor may still hold the model: nothing is left to tidy up
+    work_alone(sys, self, in, info, {cfg, secret, where, nullptr});
+    return 0;
   } catch (const error& e) {
     self->send(in.coordinator, worker_failed{info.role, info.rank, info.host, e.what(), std::uint8_t(e.code())});
     self->monitor(in.coordinator);
