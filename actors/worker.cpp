@@ -24,7 +24,8 @@ using namespace std::chrono_literals;
 
 constexpr auto join_deadline = 30s;
 constexpr auto send_deadline = 60s;
-constexpr auto report_deadline = 5s;  // for the line about a failure to arrive
+constexpr auto report_deadline = 5s; // for the line about a failure to arrive
+constexpr auto farewell_deadline = 1s;
 constexpr auto rank_deadline = 30min; // the coordinator notices a rank's death; this ends what nobody noticed
 constexpr auto end_deadline = 20s;    // for the coordinator to end what lost its other ranks
 
@@ -161,16 +162,22 @@ int wait_for_end(caf::scoped_actor& self, const invitation& in, const work& mine
   self->monitor(mine.actor);
   self->monitor(in.coordinator);
   int code = -1;
+  bool run_is_gone = false;
   const auto on_down = [&](const caf::down_msg& d) {
-    const bool let_go = d.source == mine.actor.address() && d.reason == caf::exit_reason::user_shutdown;
-    code = let_go ? 0 : 1;
-    if (d.source != mine.actor.address()) {
-      std::fprintf(stderr, "troupe: the run is gone: this worker ends\n");
-      std::_Exit(1); // whatever the actor is at
-    }
+    if (d.source != mine.actor.address())
+      run_is_gone = true;
+    else
+      code = d.reason == caf::exit_reason::user_shutdown ? 0 : 1;
   };
-  while (code < 0)
+  while (code < 0 && !run_is_gone)
     self->receive(on_down);
+  if (code < 0) // a run that has ended let its workers go just before
+    self->receive(
+        on_down, caf::after(farewell_deadline) >> [] {});
+  if (code < 0) {
+    std::fprintf(stderr, "troupe: the run is gone: this worker ends\n");
+    std::_Exit(1); // whatever the actor is at
+  }
   if (code != 0) // the run hears of it first, and ends
     self->receive([](const caf::down_msg&) {}, caf::after(report_deadline) >> [] {});
   return code;
