@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace troupe {
@@ -73,8 +74,9 @@ public:
 template <class T>
 class stacked_linear {
 public:
-  /// gated: two tensors, gate and up, interleaved so that the GEMM can fuse SiLU(gate) * up.
-  stacked_linear(std::vector<weight*> parts, bool gated);
+  /// gated: two tensors, gate and up, interleaved so that the GEMM can fuse SiLU(gate) * up. biases: one a part, or none; added before
+  /// rounding unless another rank adds them (`added` false), their gradients are formed either way.
+  stacked_linear(std::vector<weight*> parts, bool gated, std::vector<weight*> biases = {}, bool added = true);
   std::int64_t outputs() const { return outputs_; } // columns of y; gated: of the activation
   std::int64_t inputs() const { return inputs_; }
   std::int64_t raw_outputs() const { return gated_ ? (outputs_ + 15) / 16 * 32 : outputs_; } // columns without the gating
@@ -93,9 +95,16 @@ public:
 
 private:
   std::vector<weight*> parts_;
+  void lay_out_bias();
+  void backward_biases(const at::Tensor& dy) const;
+  // Part and place of a raw column.
+  std::pair<std::size_t, std::int64_t> place_of(std::int64_t column) const;
   bool gated_;
+  std::vector<weight*> biases_;
+  bool added_;
   std::int64_t outputs_ = 0, inputs_ = 0;
   kernels::packed_weight<T> forward_, backward_;
+  std::vector<float> bias_; // [raw_outputs padded to 32] as the GEMM adds it; empty: none
 };
 
 } // namespace troupe

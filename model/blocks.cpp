@@ -24,6 +24,17 @@ layer_config shared_by(layer_config cfg, int ranks) {
   return cfg;
 }
 
+const tensor_spec* find_tensor(const block_spec& spec, const std::string& name) {
+  for (const auto& t : spec.tensors)
+    if (t.name == spec.prefix + name)
+      return &t;
+  return nullptr;
+}
+
+weight part_of(const block_spec& spec, const std::string& name, const tensor_parallel& tp) {
+  return make_weight(*find_tensor(spec, name), tp.rank(), tp.size());
+}
+
 } // namespace
 
 weight make_weight(const tensor_spec& spec, int rank, int size) {
@@ -81,20 +92,109 @@ at::Tensor embedding_block<T>::backward(pass& p, const saved_tensors&, at::Tenso
 
 // ---- decoder layer ----
 
+namespace {
+
+// "...q_proj.weight" -> "...q_proj.bias"
+std::string bias_name(const std::string& matrix) { return matrix.substr(0, matrix.size() - 6) + "bias"; }
+
+std::vector<std::unique_ptr<weight>> biases_of(const block_spec& spec, const tensor_parallel& tp) {
+  std::vector<std::unique_ptr<weight>> biases;
+  for (const auto& t : spec.tensors)
+    if (t.name.ends_with(".bias"))
+      biases.push_back(std::make_unique<weight>(make_weight(t, tp.rank(), tp.size())));
+  return biases;
+}
+
+template <class T>
+std::vector<head_norm<T>> head_norms_of(const block_spec& spec, const layer_config& cfg, const tensor_parallel& tp) {
+  std::vector<head_norm<T>> norms;
+  if (cfg.qk_norm) {
+    norms.push_back({part_of(spec, "self_attn.q_norm.weight", tp), 0, cfg.n_heads});
+    norms.push_back({part_of(spec, "self_attn.k_norm.weight", tp), cfg.n_heads, cfg.n_kv_heads});
+  }
+  return norms;
+}
+
+// Columns `first` .. `first + width - 1` of x [n, columns] -> [n, width]; and back into their place.
+template <class T>
+at::Tensor take_columns(compute& where, const at::Tensor& x, std::int64_t first, std::int64_t width) {
+  at::Tensor y = empty_matrix<T>(x.size(0), width);
+  where.pool().split(x.size(0), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r)
+      std::memcpy(data<T>(y) + r * width, data<T>(x) + r * x.size(1) + first, std::size_t(width) * sizeof(T));
+  });
+  return y;
+}
+
+template <class T>
+void put_columns(compute& where, const at::Tensor& y, std::int64_t first, at::Tensor& x) {
+  const std::int64_t width = y.numel() / x.size(0);
+  where.pool().split(x.size(0), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r)
+      std::memcpy(data<T>(x) + r * x.size(1) + first, data<T>(y) + r * width, std::size_t(width) * sizeof(T));
+  });
+}
+
+} // namespace
+
+template <class T>
+void head_norm<T>::forward(compute& where, at::Tensor& qkv, std::int64_t head_dim, float eps, at::Tensor* raw, at::Tensor* inverse) const {
+  const std::int64_t rows = qkv.size(0) * heads;
+  const at::Tensor before = take_columns<T>(where, qkv, first * head_dim, heads * head_dim);
+  at::Tensor after = empty_matrix<T>(rows, head_dim);
+  if (raw) {
+    *raw = before;
+    *inverse = at::empty({rows}, at::kFloat);
+  }
+  kernels::rms_norm(where, data<T>(before), data<T>(gain.value), eps, rows, head_dim, data<T>(after),
+                    inverse ? data<float>(*inverse) : nullptr);
+  put_columns<T>(where, after, first * head_dim, qkv);
+}
+
+template <class T>
+void head_norm<T>::backward(compute& where, at::Tensor& d_qkv, std::int64_t head_dim, const at::Tensor& raw, const at::Tensor& inverse) {
+  const std::int64_t rows = d_qkv.size(0) * heads;
+  const at::Tensor dy = take_columns<float>(where, d_qkv, first * head_dim, heads * head_dim);
+  at::Tensor dx = at::zeros({rows, head_dim}, at::kFloat);
+  kernels::rms_norm_backward(where, data<float>(dy), data<T>(raw), data<T>(gain.value), data<float>(inverse), rows, head_dim,
+                             data<float>(dx), gain.trainable ? data<float>(gain.grad) : nullptr);
+  put_columns<float>(where, dx, first * head_dim, d_qkv);
+}
+
 template <class T>
 decoder_block<T>::decoder_block(const block_spec& spec, std::shared_ptr<rope_table> rope, tensor_parallel tp)
-    : cfg_(shared_by(spec.layer, tp.size())), tp_(std::move(tp)), heads_{cfg_.n_heads, cfg_.n_kv_heads, cfg_.head_dim},
-      rope_(std::move(rope)), input_norm_(make_weight(spec.tensors[0], tp_.rank(), tp_.size())),
-      q_(make_weight(spec.tensors[1], tp_.rank(), tp_.size())), k_(make_weight(spec.tensors[2], tp_.rank(), tp_.size())),
-      v_(make_weight(spec.tensors[3], tp_.rank(), tp_.size())), o_(make_weight(spec.tensors[4], tp_.rank(), tp_.size())),
-      post_norm_(make_weight(spec.tensors[5], tp_.rank(), tp_.size())), gate_(make_weight(spec.tensors[6], tp_.rank(), tp_.size())),
-      up_(make_weight(spec.tensors[7], tp_.rank(), tp_.size())), down_(make_weight(spec.tensors[8], tp_.rank(), tp_.size())),
-      qkv_({&q_, &k_, &v_}, false), out_({&o_}, false), gate_up_({&gate_, &up_}, true), down_linear_({&down_}, false) {}
+    : cfg_(shared_by(spec.layer, tp.size())), tp_(std::move(tp)), heads_{cfg_.n_heads, cfg_.n_kv_heads, cfg_.head_dim, cfg_.window},
+      rope_(std::move(rope)), input_norm_(part_of(spec, "input_layernorm.weight", tp_)), q_(part_of(spec, "self_attn.q_proj.weight", tp_)),
+      k_(part_of(spec, "self_attn.k_proj.weight", tp_)), v_(part_of(spec, "self_attn.v_proj.weight", tp_)),
+      o_(part_of(spec, "self_attn.o_proj.weight", tp_)), post_norm_(part_of(spec, "post_attention_layernorm.weight", tp_)),
+      gate_(part_of(spec, "mlp.gate_proj.weight", tp_)), up_(part_of(spec, "mlp.up_proj.weight", tp_)),
+      down_(part_of(spec, "mlp.down_proj.weight", tp_)), biases_(biases_of(spec, tp_)), head_norms_(head_norms_of<T>(spec, cfg_, tp_)),
+      qkv_({&q_, &k_, &v_}, false, biases_of_matrices({&q_, &k_, &v_})), out_({&o_}, false, biases_of_matrices({&o_}), tp_.rank() == 0),
+      gate_up_({&gate_, &up_}, true, biases_of_matrices({&gate_, &up_})),
+      down_linear_({&down_}, false, biases_of_matrices({&down_}), tp_.rank() == 0) {
+  for (const auto& t : spec.tensors)
+    order_.push_back(t.name);
+}
+
+template <class T>
+std::vector<weight*> decoder_block<T>::biases_of_matrices(const std::vector<weight*>& matrices) {
+  std::vector<weight*> found;
+  for (const weight* matrix : matrices)
+    for (const auto& bias : biases_)
+      if (bias->name == bias_name(matrix->name))
+        found.push_back(bias.get());
+  return found;
+}
 
 template <class T>
 void decoder_block<T>::weights(std::vector<weight*>& all) {
-  for (weight* w : {&input_norm_, &q_, &k_, &v_, &o_, &post_norm_, &gate_, &up_, &down_})
-    all.push_back(w);
+  std::vector<weight*> mine = {&input_norm_, &q_, &k_, &v_, &o_, &post_norm_, &gate_, &up_, &down_};
+  for (const auto& bias : biases_)
+    mine.push_back(bias.get());
+  for (auto& norm : head_norms_)
+    mine.push_back(&norm.gain);
+  for (const auto& name : order_)
+    all.push_back(*std::find_if(mine.begin(), mine.end(), [&](const weight* w) { return w->name == name; }));
 }
 
 template <class T>
@@ -103,7 +203,8 @@ void decoder_block<T>::lay_out(compute& where, bool backward) {
     l->lay_out(where, backward);
 }
 
-// Saved, in this order: input, 1/rms of it, q|k|v rotated, attention output, middle of the residual stream, 1/rms of it, gate|up.
+// Saved, in this order: input, 1/rms of it, q|k|v rotated, attention output, middle of the residual stream, 1/rms of it, gate|up; with
+// head norms for queries, then keys: their values before it, 1/rms of each head.
 // The residual stream (input, middle) is this rank's rows of it; what lies between two norms' linears is all rows.
 template <class T>
 at::Tensor decoder_block<T>::forward(pass& p, const at::Tensor& hidden, saved_tensors* save) {
@@ -116,6 +217,12 @@ at::Tensor decoder_block<T>::forward(pass& p, const at::Tensor& hidden, saved_te
   kernels::rms_norm(where, data<T>(hidden), data<T>(input_norm_.value), eps, rows, h, data<T>(norm),
                     save ? data<float>(inverse1) : nullptr);
   at::Tensor qkv = qkv_.forward(where, tp_.gather_rows<T>(norm, n, q_.name));
+  saved_tensors heads;
+  for (const auto& head : head_norms_) {
+    at::Tensor raw, inverse;
+    head.forward(where, qkv, cfg_.head_dim, eps, save ? &raw : nullptr, save ? &inverse : nullptr);
+    heads.insert(heads.end(), {raw, inverse});
+  }
   const auto& positions = p.tokens.positions;
   const float* table = rope_->upto(*std::max_element(positions.begin(), positions.end()));
   kernels::rope(where, data<T>(qkv), heads_.row(), n, positions.data(), cfg_.n_heads + cfg_.n_kv_heads, cfg_.head_dim, table, false);
@@ -132,6 +239,7 @@ at::Tensor decoder_block<T>::forward(pass& p, const at::Tensor& hidden, saved_te
   at::Tensor gate_up = gate_up_.forward_raw(where, all), act = empty_matrix<T>(n, cfg_.intermediate);
   kernels::silu_mul(where, data<T>(gate_up), n, cfg_.intermediate, data<T>(act));
   *save = {hidden, inverse1, qkv, attended, middle, inverse2, gate_up};
+  save->insert(save->end(), heads.begin(), heads.end());
   return row_parallel(where, tp_, down_linear_, act, &middle, down_.name);
 }
 
@@ -196,10 +304,20 @@ void decoder_block<T>::backward_attention(pass& p, const saved_tensors& saved, a
   const auto& positions = p.tokens.positions;
   const float* table = rope_->upto(*std::max_element(positions.begin(), positions.end()));
   kernels::rope(where, data<float>(d_qkv), heads_.row(), n, positions.data(), cfg_.n_heads + cfg_.n_kv_heads, cfg_.head_dim, table, true);
+  if (!head_norms_.empty()) {
+    // A rank has what its own heads give to the gains; keys shared by ranks have parts of their gradients on each.
+    partial_gradients whole(tp_, tp_.size(), {&head_norms_[0].gain, &head_norms_[1].gain});
+    for (std::size_t i = 0; i < head_norms_.size(); ++i)
+      head_norms_[i].backward(where, d_qkv, cfg_.head_dim, saved[7 + 2 * i], saved[8 + 2 * i]);
+    whole.add(where, head_norms_[0].gain.name);
+  }
   at::Tensor d_rows = narrowed<T>(where, d_qkv);
   if (qkv_.any_trainable()) {
     // Ranks that share a key/value head each have what their own queries gave it.
-    partial_gradients whole(tp_, k_.replicas, {&k_, &v_});
+    std::vector<weight*> shared = {&k_, &v_};
+    for (weight* bias : biases_of_matrices({&k_, &v_}))
+      shared.push_back(bias);
+    partial_gradients whole(tp_, k_.replicas, shared);
     qkv_.backward_weights(where, d_rows, normalised(p, hidden, input_norm_));
     whole.add(where, k_.name);
   }

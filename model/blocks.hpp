@@ -5,6 +5,8 @@
 #include "model/rope.hpp"
 #include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 namespace troupe {
 
@@ -25,7 +27,19 @@ private:
   weight table_;
 };
 
-/// One Llama layer: x + attention(norm(x)), then x + mlp(norm(x)). Tensor parallel by heads and by rows of gate and up.
+/// RMSNorm of each head of some columns of q|k|v (Qwen3's queries and keys).
+template <class T>
+struct head_norm {
+  weight gain; // [head_dim]
+  std::int64_t first = 0, heads = 0;
+  /// In place; raw and inverse: what `backward` needs, filled when not null.
+  void forward(compute& where, at::Tensor& qkv, std::int64_t head_dim, float eps, at::Tensor* raw, at::Tensor* inverse) const;
+  /// d_qkv f32 in place; the gain's gradient gains.
+  void backward(compute& where, at::Tensor& d_qkv, std::int64_t head_dim, const at::Tensor& raw, const at::Tensor& inverse);
+};
+
+/// One layer of the Llama kind: x + attention(norm(x)), then x + mlp(norm(x)); biases, head norms and a window as layer_config says.
+/// Tensor parallel by heads and by rows of gate and up.
 template <class T>
 class decoder_block final : public block<T> {
 public:
@@ -46,7 +60,11 @@ private:
   tensor_parallel tp_;
   kernels::attention_shape heads_;
   std::shared_ptr<rope_table> rope_;
+  std::vector<weight*> biases_of_matrices(const std::vector<weight*>& matrices); // those that there are
   weight input_norm_, q_, k_, v_, o_, post_norm_, gate_, up_, down_;
+  std::vector<std::unique_ptr<weight>> biases_;
+  std::vector<head_norm<T>> head_norms_; // queries', keys'; or none
+  std::vector<std::string> order_;       // the tensors' names as in the layout
   stacked_linear<T> qkv_, out_, gate_up_, down_linear_;
 };
 

@@ -14,6 +14,20 @@ void check_partial_rotary(const json_section& from) {
     from.unsupported("partial_rotary_factor", std::to_string(factor), "1 alone");
 }
 
+void read_yarn(const json_section& top, const json_section& from, rope_config& rope) {
+  rope.original_max_position = from.size("original_max_position_embeddings", top.size("max_position_embeddings", 2048));
+  rope.factor = from.find("factor") != nullptr ? from.positive("factor")
+                                               : double(top.size("max_position_embeddings")) / double(rope.original_max_position);
+  rope.beta_fast = from.positive("beta_fast", rope.beta_fast);
+  rope.beta_slow = from.positive("beta_slow", rope.beta_slow);
+  if (rope.beta_fast < rope.beta_slow)
+    from.refuse("beta_fast", "must not be less than beta_slow");
+  rope.truncate = from.flag("truncate", true);
+  rope.attention_factor = from.positive("attention_factor", 0.0);
+  rope.mscale = from.positive("mscale", 0.0);
+  rope.mscale_all_dim = from.positive("mscale_all_dim", 0.0);
+}
+
 /// As Transformers 5 reads it: a non-empty `rope_scaling` wins over `rope_parameters`, a theta inside over the one outside.
 rope_config parse_rope(const json_section& top) {
   rope_config rope;
@@ -30,11 +44,19 @@ rope_config parse_rope(const json_section& top) {
   const auto type = from->text(type_key, "default");
   if (type == "default")
     return rope;
-  if (type != "linear" && type != "llama3")
-    from->unsupported(type_key, in_quotes(type), "default, linear and llama3");
+  constexpr std::pair<const char*, rope_kind> scalings[] = {
+      {"linear", rope_kind::linear}, {"llama3", rope_kind::llama3}, {"dynamic", rope_kind::dynamic}, {"yarn", rope_kind::yarn}};
+  for (const auto& [name, kind] : scalings)
+    if (type == name)
+      rope.kind = kind;
+  if (rope.kind == rope_kind::standard)
+    from->unsupported(type_key, in_quotes(type), "default, linear, llama3, dynamic and yarn");
+  if (rope.kind == rope_kind::yarn) {
+    read_yarn(top, *from, rope);
+    return rope;
+  }
   rope.factor = from->positive("factor");
-  rope.kind = type == "linear" ? rope_kind::linear : rope_kind::llama3;
-  if (rope.kind == rope_kind::linear)
+  if (rope.kind != rope_kind::llama3)
     return rope;
   rope.low_freq_factor = from->positive("low_freq_factor");
   rope.high_freq_factor = from->positive("high_freq_factor");
@@ -68,12 +90,9 @@ layer_config parse_layer(const json_section& from) {
 }
 
 /// Options whose other values change the computation.
-void check_llama_options(const json_section& from) {
+void check_options(const json_section& from) {
   if (const auto act = from.text("hidden_act", "silu"); act != "silu")
     from.unsupported("hidden_act", in_quotes(act), "silu");
-  for (const auto* key : {"attention_bias", "mlp_bias"})
-    if (from.flag(key, false))
-      from.unsupported(key, "true", "false alone");
   if (const auto* dropout = from.find("attention_dropout"); dropout != nullptr && *dropout != 0)
     from.unsupported("attention_dropout", dropout->dump().substr(0, 80), "0 alone");
   if (from.find("quantization_config") != nullptr)
@@ -103,8 +122,8 @@ std::optional<dtype> parse_declared_dtype(const json_section& from) {
   return std::nullopt;
 }
 
-model_config parse_llama(const json_section& from) {
-  check_llama_options(from);
+model_config parse_decoder(const json_section& from) {
+  check_options(from);
   model_config cfg;
   cfg.vocab_size = from.size("vocab_size");
   cfg.n_layers = from.size("num_hidden_layers");
@@ -115,6 +134,13 @@ model_config parse_llama(const json_section& from) {
     cfg.bos_token_id = from.integer("bos_token_id", *bos, 0);
   cfg.eos_token_ids = parse_token_ids(from, "eos_token_id");
   cfg.declared_dtype = parse_declared_dtype(from);
+  return cfg;
+}
+
+model_config parse_llama(const json_section& from) {
+  auto cfg = parse_decoder(from);
+  cfg.layer.qkv_bias = cfg.layer.o_bias = from.flag("attention_bias", false);
+  cfg.layer.mlp_bias = from.flag("mlp_bias", false);
   return cfg;
 }
 
@@ -133,6 +159,15 @@ constexpr architecture_entry known_architectures[] = {
     {"LlamaForCausalLM", "llama", head_kind::lm, parse_llama, llama_json},
     {"LlamaForTokenClassification", "llama", head_kind::value, parse_llama, llama_json},
     {"LlamaForSequenceClassification", "llama", head_kind::reward, parse_llama, llama_json},
+    {"Qwen2ForCausalLM", "qwen2", head_kind::lm, parse_qwen2, qwen2_json},
+    {"Qwen2ForTokenClassification", "qwen2", head_kind::value, parse_qwen2, qwen2_json},
+    {"Qwen2ForSequenceClassification", "qwen2", head_kind::reward, parse_qwen2, qwen2_json},
+    {"Qwen3ForCausalLM", "qwen3", head_kind::lm, parse_qwen3, qwen3_json},
+    {"Qwen3ForTokenClassification", "qwen3", head_kind::value, parse_qwen3, qwen3_json},
+    {"Qwen3ForSequenceClassification", "qwen3", head_kind::reward, parse_qwen3, qwen3_json},
+    {"MistralForCausalLM", "mistral", head_kind::lm, parse_mistral, mistral_json},
+    {"MistralForTokenClassification", "mistral", head_kind::value, parse_mistral, mistral_json},
+    {"MistralForSequenceClassification", "mistral", head_kind::reward, parse_mistral, mistral_json},
     {"CustomSplitLLamaForCausalLM", "custom_split_llama", head_kind::lm, parse_split, split_json},
     {"CustomSplitLLamaForTokenClassification", "custom_split_llama", head_kind::value, parse_split, split_json},
     {"CustomSplitLLamaForSequenceClassification", "custom_split_llama", head_kind::reward, parse_split, split_json},
@@ -155,8 +190,19 @@ const architecture_entry* find_architecture(const std::string& name) {
 nlohmann::json rope_json(const rope_config& rope) {
   if (rope.kind == rope_kind::standard)
     return {{"rope_type", "default"}, {"rope_theta", rope.theta}};
-  if (rope.kind == rope_kind::linear)
-    return {{"rope_type", "linear"}, {"rope_theta", rope.theta}, {"factor", rope.factor}};
+  if (rope.kind == rope_kind::linear || rope.kind == rope_kind::dynamic)
+    return {{"rope_type", rope.kind == rope_kind::linear ? "linear" : "dynamic"}, {"rope_theta", rope.theta}, {"factor", rope.factor}};
+  if (rope.kind == rope_kind::yarn) {
+    nlohmann::json json = {{"rope_type", "yarn"},         {"rope_theta", rope.theta},
+                           {"factor", rope.factor},       {"original_max_position_embeddings", rope.original_max_position},
+                           {"beta_fast", rope.beta_fast}, {"beta_slow", rope.beta_slow},
+                           {"truncate", rope.truncate}};
+    for (const auto& [key, value] :
+         {std::pair{"attention_factor", rope.attention_factor}, {"mscale", rope.mscale}, {"mscale_all_dim", rope.mscale_all_dim}})
+      if (value > 0)
+        json[key] = value;
+    return json;
+  }
   return {{"rope_type", "llama3"},
           {"rope_theta", rope.theta},
           {"factor", rope.factor},
@@ -178,9 +224,9 @@ nlohmann::json llama_json(const model_config& cfg) {
       {"num_key_value_heads", cfg.layer.n_kv_heads},
       {"head_dim", cfg.layer.head_dim},
       {"hidden_act", "silu"},
-      {"attention_bias", false},
+      {"attention_bias", cfg.layer.o_bias},
       {"attention_dropout", 0.0},
-      {"mlp_bias", false},
+      {"mlp_bias", cfg.layer.mlp_bias},
       {"rms_norm_eps", cfg.layer.rms_norm_eps},
       {"rope_theta", cfg.layer.rope.theta},
       {"rope_scaling", cfg.layer.rope.kind == rope_kind::standard ? nlohmann::json(nullptr) : rope},

@@ -9,15 +9,19 @@
 
 namespace troupe {
 
-enum class rope_kind : std::uint8_t { standard, linear, llama3 };
+enum class rope_kind : std::uint8_t { standard, linear, llama3, dynamic, yarn };
 
 /// Rotary embedding as in config.json's `rope_scaling` / `rope_theta` or Transformers 5's `rope_parameters`.
 struct rope_config {
   rope_kind kind = rope_kind::standard;
   double theta = 10000.0;
-  double factor = 1.0;                                  // linear, llama3
+  double factor = 1.0;                                  // all but standard
   double low_freq_factor = 1.0, high_freq_factor = 4.0; // llama3
-  std::int64_t original_max_position = 8192;            // llama3
+  std::int64_t original_max_position = 8192;            // llama3, yarn
+  double beta_fast = 32.0, beta_slow = 1.0;             // yarn
+  double attention_factor = 0;                          // yarn: of cosines and sines; 0: as factor and the two below say
+  double mscale = 0, mscale_all_dim = 0;                // yarn; 0: not given
+  bool truncate = true;                                 // yarn: the ramp begins and ends at whole dimensions
 };
 
 /// One decoder layer's sizes and options. A split model has two of them, everything else one.
@@ -26,6 +30,9 @@ struct layer_config {
   std::int64_t n_heads = 0, n_kv_heads = 0, head_dim = 0;
   double rms_norm_eps = 1e-6;
   rope_config rope;
+  bool qkv_bias = false, o_bias = false, mlp_bias = false;
+  bool qk_norm = false;    // RMSNorm of each head's queries and keys, before the rotary embedding
+  std::int64_t window = 0; // a row attends to so many keys, its own the last of them; 0: to all before it
   std::int64_t group() const { return n_heads / n_kv_heads; }
 };
 
@@ -51,8 +58,9 @@ struct split_config {
 struct model_config {
   std::string architecture; // "LlamaForCausalLM"
   std::int64_t vocab_size = 0;
-  std::int64_t n_layers = 0; // a split model's of both halves
-  layer_config layer;        // a split model's first half
+  std::int64_t n_layers = 0;  // a split model's of both halves
+  layer_config layer;         // a split model's first half
+  std::vector<bool> windowed; // which layers have layer.window; empty: all
   std::optional<split_config> split;
   head_kind head = head_kind::lm;
   bool tie_word_embeddings = false;

@@ -201,24 +201,55 @@ TEST(model_config, names_what_this_version_lacks) {
   const std::pair<const char*, const char*> rows[] = {
       {R"({"architectures":["MambaForCausalLM"]})",
        "c.json: architectures[0] = \"MambaForCausalLM\": this version knows LlamaForCausalLM, LlamaForTokenClassification, "
-       "LlamaForSequenceClassification, CustomSplitLLamaForCausalLM, CustomSplitLLamaForTokenClassification, "
+       "LlamaForSequenceClassification, Qwen2ForCausalLM, Qwen2ForTokenClassification, Qwen2ForSequenceClassification, Qwen3ForCausalLM, "
+       "Qwen3ForTokenClassification, Qwen3ForSequenceClassification, MistralForCausalLM, MistralForTokenClassification, "
+       "MistralForSequenceClassification, CustomSplitLLamaForCausalLM, CustomSplitLLamaForTokenClassification, "
        "CustomSplitLLamaForSequenceClassification"},
       {R"({"hidden_act":"gelu"})", "c.json: hidden_act = \"gelu\": this version knows silu"},
-      {R"({"attention_bias":true})", "c.json: attention_bias = true: this version knows false alone"},
-      {R"({"mlp_bias":true})", "c.json: mlp_bias = true: this version knows false alone"},
+      {R"({"architectures":["Qwen2ForCausalLM"],"use_mrope":true})", "c.json: use_mrope = true: this version knows false alone"},
+      {R"({"architectures":["Qwen3ForCausalLM"],"use_sliding_window":true,"num_hidden_layers":2,"layer_types":["full_attention","chunked_attention"]})",
+       "c.json: layer_types[1] = \"chunked_attention\": this version knows full_attention and sliding_attention"},
       {R"({"attention_dropout":0.1})", "c.json: attention_dropout = 0.1: this version knows 0 alone"},
       {R"({"partial_rotary_factor":0.5})", "c.json: partial_rotary_factor = 0.500000: this version knows 1 alone"},
       {R"({"rope_parameters":{"partial_rotary_factor":0.5}})",
        "c.json: rope_parameters.partial_rotary_factor = 0.500000: this version knows 1 alone"},
-      {R"({"rope_scaling":{"type":"dynamic","factor":2}})",
-       "c.json: rope_scaling.type = \"dynamic\": this version knows default, linear and llama3"},
-      {R"({"rope_parameters":{"rope_type":"yarn"}})",
-       "c.json: rope_parameters.rope_type = \"yarn\": this version knows default, linear and llama3"},
+      {R"({"rope_parameters":{"rope_type":"longrope"}})",
+       "c.json: rope_parameters.rope_type = \"longrope\": this version knows default, linear, llama3, dynamic and yarn"},
       {R"({"quantization_config":{"bits":4}})", "c.json: quantization_config = {...}: this version knows unquantised weights alone"},
   };
   for (const auto& [patch, message] : rows)
     EXPECT_EQ(message_of("/none", errc::unsupported, [&, patch = patch] { parse_model_config(changed(patch), "c.json"); }), message)
         << patch;
+}
+
+// What the other families' files say beside a Llama's, where Transformers' defaults count too.
+TEST(model_config, reads_the_other_families) {
+  const auto with = [](const char* patch) { return parse_model_config(changed(patch), "c.json"); };
+  EXPECT_TRUE(with(R"({"attention_bias":true})").layer.qkv_bias);
+  EXPECT_TRUE(with(R"({"attention_bias":true})").layer.o_bias);
+  EXPECT_TRUE(with(R"({"mlp_bias":true})").layer.mlp_bias);
+  const auto qwen2 = with(R"({"architectures":["Qwen2ForCausalLM"],"sliding_window":5,"max_window_layers":1})");
+  EXPECT_TRUE(qwen2.layer.qkv_bias);
+  EXPECT_FALSE(qwen2.layer.o_bias);
+  EXPECT_EQ(qwen2.layer.window, 0);
+  const auto slides = with(
+      R"({"architectures":["Qwen2ForCausalLM"],"num_hidden_layers":3,"use_sliding_window":true,"sliding_window":5,"max_window_layers":1})");
+  EXPECT_EQ(slides.layer.window, 5);
+  EXPECT_EQ(slides.windowed, (std::vector<bool>{false, true, true}));
+  const auto types = with(
+      R"({"architectures":["Qwen3ForCausalLM"],"num_hidden_layers":2,"use_sliding_window":true,"layer_types":["sliding_attention","full_attention"]})");
+  EXPECT_EQ(types.windowed, (std::vector<bool>{true, false}));
+  EXPECT_EQ(types.layer.window, 4096);
+  EXPECT_TRUE(types.layer.qk_norm);
+  EXPECT_EQ(with(R"({"architectures":["Qwen3ForCausalLM"]})").layer.qkv_bias, false);
+  EXPECT_EQ(with(R"({"architectures":["MistralForCausalLM"]})").layer.window, 4096);
+  EXPECT_EQ(with(R"({"architectures":["MistralForCausalLM"],"sliding_window":null})").layer.window, 0);
+  EXPECT_EQ(with(R"({"architectures":["MistralForCausalLM"],"sliding_window":7})").layer.window, 7);
+  EXPECT_EQ(with(R"({"rope_scaling":{"type":"dynamic","factor":2}})").layer.rope.kind, rope_kind::dynamic);
+  const auto yarn =
+      with(R"({"max_position_embeddings":400,"rope_scaling":{"type":"yarn","original_max_position_embeddings":100}})").layer.rope;
+  EXPECT_EQ(yarn.factor, 4); // what the two lengths say
+  EXPECT_EQ(yarn.beta_fast, 32);
 }
 
 void check_same(const model_config& a, const model_config& b) {
@@ -232,6 +263,10 @@ void check_same(const model_config& a, const model_config& b) {
   RC_ASSERT(r.kind == s.kind && r.theta == s.theta && r.factor == s.factor);
   RC_ASSERT(r.low_freq_factor == s.low_freq_factor && r.high_freq_factor == s.high_freq_factor &&
             r.original_max_position == s.original_max_position);
+  RC_ASSERT(r.beta_fast == s.beta_fast && r.beta_slow == s.beta_slow && r.truncate == s.truncate);
+  RC_ASSERT(r.attention_factor == s.attention_factor && r.mscale == s.mscale && r.mscale_all_dim == s.mscale_all_dim);
+  RC_ASSERT(a.layer.qkv_bias == b.layer.qkv_bias && a.layer.o_bias == b.layer.o_bias && a.layer.mlp_bias == b.layer.mlp_bias);
+  RC_ASSERT(a.layer.qk_norm == b.layer.qk_norm && a.layer.window == b.layer.window && a.windowed == b.windowed);
   RC_ASSERT(a.tie_word_embeddings == b.tie_word_embeddings && a.max_position_embeddings == b.max_position_embeddings);
   RC_ASSERT(a.bos_token_id == b.bos_token_id && a.eos_token_ids == b.eos_token_ids && a.declared_dtype == b.declared_dtype);
 }
@@ -240,9 +275,19 @@ RC_GTEST_PROP(model_config, reads_back_what_it_wrote, ()) {
   const auto size = [](int least, int most) { return std::int64_t(*rc::gen::inRange(least, most)); };
   const auto positive = [] { return *rc::gen::map(rc::gen::inRange(1, 1'000'000), [](int v) { return double(v) / 7; }); };
   model_config cfg;
-  cfg.architecture = "LlamaForCausalLM";
+  cfg.architecture = *rc::gen::element<std::string>("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM");
+  const bool llama = cfg.architecture[0] == 'L', qwen2 = cfg.architecture[4] == '2', qwen3 = cfg.architecture[4] == '3';
   cfg.vocab_size = size(1, 200000);
   cfg.n_layers = size(1, 200);
+  if (llama || qwen3)
+    cfg.layer.qkv_bias = cfg.layer.o_bias = *rc::gen::arbitrary<bool>();
+  cfg.layer.qkv_bias |= qwen2;
+  cfg.layer.mlp_bias = llama && *rc::gen::arbitrary<bool>();
+  cfg.layer.qk_norm = qwen3;
+  if (!llama && *rc::gen::arbitrary<bool>())
+    cfg.layer.window = size(1, 5000);
+  if (cfg.layer.window > 0 && (qwen2 || qwen3))
+    cfg.windowed = *rc::gen::container<std::vector<bool>>(std::size_t(cfg.n_layers), rc::gen::arbitrary<bool>());
   cfg.layer.n_kv_heads = size(1, 16);
   cfg.layer.n_heads = cfg.layer.n_kv_heads * size(1, 8);
   cfg.layer.head_dim = 2 * size(1, 128);
@@ -250,13 +295,22 @@ RC_GTEST_PROP(model_config, reads_back_what_it_wrote, ()) {
   cfg.layer.intermediate = size(1, 10000);
   cfg.layer.rms_norm_eps = positive() * 1e-9;
   cfg.layer.rope.theta = positive();
-  cfg.layer.rope.kind = *rc::gen::element(rope_kind::standard, rope_kind::linear, rope_kind::llama3);
+  cfg.layer.rope.kind = *rc::gen::element(rope_kind::standard, rope_kind::linear, rope_kind::llama3, rope_kind::dynamic, rope_kind::yarn);
   if (cfg.layer.rope.kind != rope_kind::standard)
     cfg.layer.rope.factor = positive();
   if (cfg.layer.rope.kind == rope_kind::llama3) {
     cfg.layer.rope.low_freq_factor = positive();
     cfg.layer.rope.high_freq_factor = cfg.layer.rope.low_freq_factor + positive();
     cfg.layer.rope.original_max_position = size(1, 100000);
+  }
+  if (cfg.layer.rope.kind == rope_kind::yarn) {
+    auto& rope = cfg.layer.rope;
+    rope.original_max_position = size(1, 100000);
+    rope.beta_slow = positive();
+    rope.beta_fast = rope.beta_slow + positive();
+    rope.truncate = *rc::gen::arbitrary<bool>();
+    for (double* optional : {&rope.attention_factor, &rope.mscale, &rope.mscale_all_dim})
+      *optional = *rc::gen::arbitrary<bool>() ? positive() : 0;
   }
   cfg.tie_word_embeddings = *rc::gen::arbitrary<bool>();
   cfg.max_position_embeddings = size(1, 200000);

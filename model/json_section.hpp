@@ -26,6 +26,8 @@ public:
     const auto found = object_->find(key);
     return found == object_->end() || found->is_null() ? nullptr : &*found;
   }
+  /// Whether the key is there, be it null.
+  bool has(const std::string& key) const { return object_->contains(key); }
   const nlohmann::json& require(const std::string& key) const {
     const auto* value = find(key);
     if (value == nullptr)
@@ -91,8 +93,10 @@ public:
 
 private:
   static std::string shown(const nlohmann::json& value) {
-    const auto text = value.dump();
-    return text.size() > 80 ? text.substr(0, 80) + "..." : text;
+    auto text = value.dump();
+    if (text.size() > 80)
+      text.replace(80, std::string::npos, "...");
+    return text;
   }
 
   const nlohmann::json* object_;

@@ -25,6 +25,19 @@ tensor_spec matrix(std::string name, std::int64_t rows, std::int64_t columns, sh
   return t;
 }
 
+// A projection's bias, shared among ranks as the rows of its matrix.
+tensor_spec bias_of(const tensor_spec& matrix) {
+  tensor_spec t = matrix;
+  t.name.replace(t.name.size() - 6, 6, "bias");
+  t.shape = {matrix.shape[0]};
+  t.linear = false;
+  if (matrix.shard == shard_rule::columns) { // added once, after the sum over ranks
+    t.shard = shard_rule::none;
+    t.unit = 1;
+  }
+  return t;
+}
+
 tensor_spec vocabulary(std::string name, std::int64_t vocab, std::int64_t hidden, bool linear) {
   tensor_spec t = matrix(std::move(name), vocab, hidden, shard_rule::rows);
   t.uneven = true;
@@ -60,17 +73,31 @@ block_spec decoder(std::string prefix, const layer_config& l, std::int64_t sourc
   tensor_spec k = matrix(attention + "k_proj.weight", kv, l.hidden, shard_rule::rows, l.head_dim), v = k;
   k.replicate = v.replicate = true;
   v.name = attention + "v_proj.weight";
-  b.tensors = {replicated(b.prefix + "input_layernorm.weight", l.hidden),
-               matrix(attention + "q_proj.weight", q, l.hidden, shard_rule::rows, l.head_dim),
-               k,
-               v,
-               matrix(attention + "o_proj.weight", l.hidden, q, shard_rule::columns, l.head_dim),
-               replicated(b.prefix + "post_attention_layernorm.weight", l.hidden),
-               matrix(mlp + "gate_proj.weight", l.intermediate, l.hidden, shard_rule::rows),
-               matrix(mlp + "up_proj.weight", l.intermediate, l.hidden, shard_rule::rows),
-               matrix(mlp + "down_proj.weight", l.hidden, l.intermediate, shard_rule::columns)};
-  b.cost = linear_cost(b.tensors) + 2 * cost_keys * double(q);
+  const auto add = [&](tensor_spec t, bool bias = false) {
+    b.tensors.push_back(std::move(t));
+    if (bias)
+      b.tensors.push_back(bias_of(b.tensors.back()));
+  };
+  add(replicated(b.prefix + "input_layernorm.weight", l.hidden));
+  add(matrix(attention + "q_proj.weight", q, l.hidden, shard_rule::rows, l.head_dim), l.qkv_bias);
+  add(k, l.qkv_bias);
+  add(v, l.qkv_bias);
+  add(matrix(attention + "o_proj.weight", l.hidden, q, shard_rule::columns, l.head_dim), l.o_bias);
+  if (l.qk_norm) {
+    add(replicated(attention + "q_norm.weight", l.head_dim));
+    add(replicated(attention + "k_norm.weight", l.head_dim));
+  }
+  add(replicated(b.prefix + "post_attention_layernorm.weight", l.hidden));
+  add(matrix(mlp + "gate_proj.weight", l.intermediate, l.hidden, shard_rule::rows), l.mlp_bias);
+  add(matrix(mlp + "up_proj.weight", l.intermediate, l.hidden, shard_rule::rows), l.mlp_bias);
+  add(matrix(mlp + "down_proj.weight", l.hidden, l.intermediate, shard_rule::columns), l.mlp_bias);
+  b.cost = linear_cost(b.tensors) + 2 * (l.window > 0 ? std::min(cost_keys, double(l.window)) : cost_keys) * double(q);
   return b;
+}
+
+layer_config without_window(layer_config layer) {
+  layer.window = 0;
+  return layer;
 }
 
 block_spec adapter(const model_config& cfg) {
@@ -177,6 +204,9 @@ std::vector<block_spec> layout_of(const model_config& cfg) {
     layers("model.layers_70b.", cfg.split->layer_70, cfg.split->n_layers_70, cfg.split->whole_70 - cfg.split->n_layers_70);
   } else {
     layers("model.layers.", cfg.layer, cfg.n_layers, 0);
+    for (std::size_t i = 0; i < cfg.windowed.size(); ++i)
+      if (!cfg.windowed[i])
+        blocks[i + 1] = decoder("model.layers." + std::to_string(i) + ".", without_window(cfg.layer), std::int64_t(i));
   }
   blocks.push_back(head(cfg));
   return blocks;

@@ -31,7 +31,8 @@ template at::Tensor narrowed<float>(compute&, const at::Tensor&);
 template at::Tensor narrowed<bf16>(compute&, const at::Tensor&);
 
 template <class T>
-stacked_linear<T>::stacked_linear(std::vector<weight*> parts, bool gated) : parts_(std::move(parts)), gated_(gated) {
+stacked_linear<T>::stacked_linear(std::vector<weight*> parts, bool gated, std::vector<weight*> biases, bool added)
+    : parts_(std::move(parts)), gated_(gated), biases_(std::move(biases)), added_(added) {
   inputs_ = parts_[0]->shape[1];
   for (const weight* w : parts_)
     outputs_ += w->shape[0];
@@ -40,6 +41,9 @@ stacked_linear<T>::stacked_linear(std::vector<weight*> parts, bool gated) : part
 }
 
 namespace {
+
+float widened(float x) { return x; }
+float widened(bf16 x) { return kernels::widen(x); }
 
 // Rows may lie apart: a column slice of a shared tensor.
 template <class T>
@@ -89,7 +93,46 @@ at::Tensor transpose(compute& where, const T* dy, std::int64_t n, std::int64_t l
 } // namespace
 
 template <class T>
+std::pair<std::size_t, std::int64_t> stacked_linear<T>::place_of(std::int64_t column) const {
+  if (gated_)
+    return {std::size_t(column % 32 / 16), column / 32 * 16 + column % 16};
+  std::size_t part = 0;
+  for (; column >= parts_[part]->shape[0]; ++part)
+    column -= parts_[part]->shape[0];
+  return {part, column};
+}
+
+template <class T>
+void stacked_linear<T>::lay_out_bias() {
+  if (biases_.empty() || !added_)
+    return;
+  bias_.assign(std::size_t((raw_outputs() + 31) / 32 * 32), 0.f);
+  for (std::int64_t c = 0; c < raw_outputs(); ++c) {
+    const auto [part, r] = place_of(c);
+    if (r < parts_[part]->shape[0])
+      bias_[std::size_t(c)] = widened(data<T>(biases_[part]->value)[r]);
+  }
+}
+
+// Sums over rows, ascending.
+template <class T>
+void stacked_linear<T>::backward_biases(const at::Tensor& dy) const {
+  if (std::none_of(biases_.begin(), biases_.end(), [](const weight* w) { return w->trainable; }))
+    return;
+  std::vector<float> sums(std::size_t(raw_outputs()), 0.f);
+  for (std::int64_t r = 0; r < dy.size(0); ++r)
+    for (std::int64_t c = 0; c < raw_outputs(); ++c)
+      sums[std::size_t(c)] += widened(data<T>(dy)[r * raw_outputs() + c]);
+  for (std::int64_t c = 0; c < raw_outputs(); ++c) {
+    const auto [part, r] = place_of(c);
+    if (biases_[part]->trainable && r < parts_[part]->shape[0])
+      data<float>(biases_[part]->grad)[r] += sums[std::size_t(c)];
+  }
+}
+
+template <class T>
 void stacked_linear<T>::lay_out(compute& where, bool backward) {
+  lay_out_bias();
   if (forward_.n() == 0)
     forward_ = kernels::packed_weight<T>(outputs_, inputs_, gated_);
   std::int64_t column = 0;
@@ -129,6 +172,7 @@ at::Tensor stacked_linear<T>::forward(compute& where, const at::Tensor& x, const
   const std::int64_t n = x.size(0);
   at::Tensor y = empty_matrix<T>(n, outputs_);
   kernels::gemm_epilogue<T> e;
+  e.bias = bias_.empty() ? nullptr : bias_.data();
   if (residual) {
     e.residual = data<T>(*residual);
     e.ldr = outputs_;
@@ -141,7 +185,9 @@ template <class T>
 at::Tensor stacked_linear<T>::forward_raw(compute& where, const at::Tensor& x) const {
   const std::int64_t n = x.size(0);
   at::Tensor y = empty_matrix<T>(n, raw_outputs());
-  kernels::gemm(where.pool(), where.which(), data<T>(x), inputs_, n, forward_.ungated(), data<T>(y), raw_outputs());
+  kernels::gemm_epilogue<T> e;
+  e.bias = bias_.empty() ? nullptr : bias_.data();
+  kernels::gemm(where.pool(), where.which(), data<T>(x), inputs_, n, forward_.ungated(), data<T>(y), raw_outputs(), e);
   return y;
 }
 
@@ -160,7 +206,8 @@ at::Tensor stacked_linear<T>::backward_input(compute& where, const at::Tensor& d
 
 template <class T>
 void stacked_linear<T>::backward_weights(compute& where, const at::Tensor& dy, const at::Tensor& x) const {
-  if (!any_trainable())
+  backward_biases(dy);
+  if (std::none_of(parts_.begin(), parts_.end(), [](const weight* w) { return w->trainable; }))
     return;
   const std::int64_t n = dy.size(0), padded = (n + 31) / 32 * 32;
   kernels::packed_weight<T> packed(inputs_, n);
@@ -197,7 +244,8 @@ void stacked_linear<T>::backward_weights(compute& where, const at::Tensor& dy, c
 
 template <class T>
 bool stacked_linear<T>::any_trainable() const {
-  return std::any_of(parts_.begin(), parts_.end(), [](const weight* w) { return w->trainable; });
+  const auto trained = [](const weight* w) { return w->trainable; };
+  return std::any_of(parts_.begin(), parts_.end(), trained) || std::any_of(biases_.begin(), biases_.end(), trained);
 }
 
 template class stacked_linear<float>;

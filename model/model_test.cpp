@@ -15,7 +15,9 @@ namespace {
 using test::read;
 
 const std::string data_dir = std::string(TROUPE_SOURCE_DIR) + "/tests/reference/data/";
-const std::vector<std::string> cases = {"tied", "llama3", "linear"};
+// biases, yarn; a window in one layer; head norms; a window in all.
+const std::vector<std::string> cases = {"llama-tied",   "llama-llama3", "llama-linear",  "family-biases",
+                                        "family-qwen2", "family-qwen3", "family-mistral"};
 
 std::vector<isa> available() {
   std::vector<isa> all;
@@ -58,9 +60,9 @@ struct reference_case {
 TEST(Model, LogProbsEntropyAndGradientsAreTransformers) {
   compute where(2);
   for (const auto& name : cases) {
-    const safetensors_reader file{data_dir + "llama-" + name + "/case.safetensors"};
+    const safetensors_reader file{data_dir + name + "/case.safetensors"};
     const reference_case reference{file};
-    const auto model = load_model(data_dir + "llama-" + name, {dtype::f32, true, {"*"}}, where);
+    const auto model = load_model(data_dir + name, {dtype::f32, true, {"*"}}, where);
     std::unique_ptr<tape> saved;
     const auto values = model->score(reference.packed(), 0.7f, true, &saved);
     ASSERT_EQ(values.logprobs.size(), reference.logprobs.size());
@@ -117,8 +119,8 @@ TEST(Model, DecodingGivesTheBitsOfScoringOnEveryInstructionSet) {
       for (const isa which : available())
         for (const int threads : {1, 2}) {
           compute where(threads, which);
-          const auto model = load_model(data_dir + "llama-" + name, {type, false, {}}, where);
-          const safetensors_reader file{data_dir + "llama-" + name + "/case.safetensors"};
+          const auto model = load_model(data_dir + name, {type, false, {}}, where);
+          const safetensors_reader file{data_dir + name + "/case.safetensors"};
           const reference_case reference{file};
           const auto scored = model->score(reference.packed(), 0.7f, false, nullptr).logprobs;
           if (first.empty())

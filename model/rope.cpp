@@ -1,5 +1,6 @@
 #include "model/rope.hpp"
 #include "model/kernels/elementwise.hpp"
+#include <algorithm>
 #include <cmath>
 
 namespace troupe {
@@ -47,7 +48,43 @@ void sincos_exact(double x, double* sine, double* cosine) {
 
 double pow_exact(double base, double exponent) { return exp_exact(exponent * kernels::log_exact(base)); }
 
-rope_table::rope_table(const rope_config& rope, std::int64_t head_dim) : head_dim_(head_dim) {
+namespace {
+
+/// Yarn's share of the unscaled frequency, by dimension pair: 1 up to where a pair turns beta_fast times within the original length,
+/// 0 from where it turns beta_slow times, a ramp between.
+class yarn_ramp {
+public:
+  yarn_ramp(const rope_config& rope, std::int64_t head_dim) {
+    const auto dimension = [&](double turns) {
+      constexpr double two_pi = 6.28318530717958647693;
+      return double(head_dim) * kernels::log_exact(double(rope.original_max_position) / (turns * two_pi)) /
+             (2 * kernels::log_exact(rope.theta));
+    };
+    low_ = dimension(rope.beta_fast), high_ = dimension(rope.beta_slow);
+    if (rope.truncate)
+      low_ = std::floor(low_), high_ = std::ceil(high_);
+    low_ = std::max(low_, 0.0), high_ = std::min(high_, double(head_dim - 1));
+    if (low_ == high_)
+      high_ += 0.001;
+  }
+  float unscaled(std::int64_t pair) const { return 1.f - std::clamp((float(pair) - float(low_)) / float(high_ - low_), 0.f, 1.f); }
+
+private:
+  double low_, high_;
+};
+
+// As Transformers has it.
+double yarn_attention_factor(const rope_config& rope) {
+  const auto scale = [&](double by) { return rope.factor <= 1 ? 1.0 : 0.1 * by * kernels::log_exact(rope.factor) + 1.0; };
+  if (rope.attention_factor > 0)
+    return rope.attention_factor;
+  return rope.mscale > 0 && rope.mscale_all_dim > 0 ? scale(rope.mscale) / scale(rope.mscale_all_dim) : scale(1.0);
+}
+
+} // namespace
+
+rope_table::rope_table(const rope_config& rope, std::int64_t head_dim)
+    : head_dim_(head_dim), attention_factor_(rope.kind == rope_kind::yarn ? float(yarn_attention_factor(rope)) : 1.f) {
   constexpr double two_pi = 6.28318530717958647693;
   for (std::int64_t i = 0; i < head_dim / 2; ++i) {
     auto f = float(1.0 / double(float(pow_exact(rope.theta, double(2 * i) / double(head_dim)))));
@@ -62,6 +99,12 @@ rope_table::rope_table(const rope_config& rope, std::int64_t head_dim) : head_di
       else if (wavelength >= high)
         f = float((1 - smooth) * f / rope.factor + smooth * f);
     }
+    if (rope.kind == rope_kind::yarn) {
+      const float power = float(pow_exact(rope.theta, double(2 * i) / double(head_dim)));
+      const float share = yarn_ramp(rope, head_dim).unscaled(i);
+      f = 1.f / (float(rope.factor) * power) * (1.f - share) + 1.f / power * share;
+    }
+    // dynamic scales beyond max_position_embeddings alone, and no sequence may be longer than that.
     inverse_.push_back(f);
   }
 }
@@ -76,8 +119,8 @@ const float* rope_table::upto(std::int64_t last) {
       for (std::int64_t i = 0; i < half; ++i) {
         double s = 0, c = 0;
         sincos_exact(double(float(have) * inverse_[std::size_t(i)]), &s, &c);
-        table_[std::size_t(have * head_dim_ + i)] = float(c);
-        table_[std::size_t(have * head_dim_ + half + i)] = float(s);
+        table_[std::size_t(have * head_dim_ + i)] = float(c) * attention_factor_;
+        table_[std::size_t(have * head_dim_ + half + i)] = float(s) * attention_factor_;
       }
   }
   return table_.data();

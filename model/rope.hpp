@@ -16,6 +16,7 @@ public:
 
 private:
   std::int64_t head_dim_;
+  float attention_factor_;
   std::vector<float> inverse_, table_;
 };
 

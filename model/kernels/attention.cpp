@@ -157,8 +157,10 @@ struct attend_task {
     const std::int64_t d = sh.head_dim, steps = sh.steps(), part = steps * 1024, group = sh.group();
     const auto row_of = [&](std::int32_t m) { return p.row0 + std::int32_t((m0 + m) / group); };
     const auto head_of = [&](std::int32_t m) { return p.head * group + (m0 + m) % group; };
-    const auto keys_of = [&](std::int32_t m) { return std::int64_t(seg.position) + row_of(m) - seg.row_begin + 1; };
-    const std::int64_t blocks = (keys_of(rows - 1) + 31) / 32, stride = std::int64_t(rows) * 32;
+    const auto position_of = [&](std::int32_t m) { return std::int64_t(seg.position) + row_of(m) - seg.row_begin; };
+    // Blocks that lie before every row's window are left out: their keys would add zeros.
+    const std::int64_t begin = sh.first_key(position_of(0)) / 32, blocks = position_of(rows - 1) / 32 + 1 - begin,
+                       stride = std::int64_t(rows) * 32;
     float* S = buffer(std::size_t(blocks * stride + rows * (steps * 32 + 32) + steps * stride + 64));
     auto* a = reinterpret_cast<char*>(S + blocks * stride);
     float* o = S + blocks * stride + rows * (steps * 32 + 32);
@@ -175,13 +177,14 @@ struct attend_task {
     }
     const micro_kernel kernel = micro_for<T>(which, rows);
     for (std::int64_t b = 0; b < blocks; ++b) {
-      const T* keys = cache + (seg.blocks[std::size_t(b)] * sh.n_kv_heads + p.head) * 2 * part;
+      const T* keys = cache + (seg.blocks[std::size_t(begin + b)] * sh.n_kv_heads + p.head) * 2 * part;
       kernel(rows, a, q.second(), (const char*)keys, steps, S + b * stride, true, (const char*)keys, 0);
     }
     const float scale = 1.f / std::sqrt(float(d));
     float sums[32];
     for (std::int32_t m = 0; m < rows; ++m)
-      sums[m] = RG_CALL(which, softmax_scores<float>, S + m * 32, blocks, stride, keys_of(m), scale, S + m * 32);
+      sums[m] = RG_CALL(which, softmax_scores<float>, S + m * 32, blocks, stride, sh.first_key(position_of(m)) - begin * 32,
+                        position_of(m) + 1 - begin * 32, scale, S + m * 32);
     left_operand<T> probabilities(which, plan, rows, 1, a);
     for (std::int64_t b = 0; b < blocks; ++b) {
       for (std::int32_t m = 0; m < rows; ++m) {
@@ -189,7 +192,7 @@ struct attend_task {
         RG_CALL(which, round_scores<T>, S + b * stride + m * 32, t);
         probabilities.put(m, 0, t);
       }
-      const T* values = cache + (seg.blocks[std::size_t(b)] * sh.n_kv_heads + p.head) * 2 * part + part;
+      const T* values = cache + (seg.blocks[std::size_t(begin + b)] * sh.n_kv_heads + p.head) * 2 * part + part;
       for (std::int64_t c = 0; c < steps; ++c)
         kernel(rows, a, probabilities.second(), (const char*)(values + c * 1024), 1, o + c * stride, b == 0, (const char*)values, 0);
     }
@@ -337,7 +340,7 @@ struct backward_task {
           RG_CALL(which, axpy, dy[i], vt + i * padded, used, dp);
         }
         const float delta = RG_CALL(which, dot, o, go, d16);
-        RG_CALL(which, backward_scores, scores, dp, used, n_keys, 1.f / std::sqrt(float(d)), delta);
+        RG_CALL(which, backward_scores, scores, dp, used, sh.first_key(n_keys - 1), n_keys, 1.f / std::sqrt(float(d)), delta);
         float* dq = d_qkv + r * sh.row() + h * d;
         for (std::int64_t i = 0; i < d; ++i) {
           dq[i] = RG_CALL(which, dot, dp, kt + i * padded, used);

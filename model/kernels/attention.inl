@@ -10,14 +10,17 @@ OP float reduce(const V* lanes) {
 }
 
 // Scores of one row, in pieces of 32 keys `stride` floats apart -> e^(scale s - max) in out, pieces alike, rounded to its type; out may
-// be S. Returns their sum before rounding: 16 virtual lanes over keys ascending, then tree16. Keys from n_keys on become 0.
+// be S. Returns their sum before rounding: 16 virtual lanes over keys ascending, then tree16. Keys before `first` and from n_keys on
+// become 0, which is what the same row in whole blocks would hold.
 // The maximum may be taken in any order.
 template <class T>
-RG_TGT static float softmax_scores(float* S, std::int64_t n_blocks, std::int64_t stride, std::int64_t n_keys, float scale, T* out) {
+RG_TGT static float softmax_scores(float* S, std::int64_t n_blocks, std::int64_t stride, std::int64_t first, std::int64_t n_keys, float scale, T* out) {
   const std::int64_t used = (n_keys + 31) / 32;
   float* last = S + (used - 1) * stride;
   for (std::int64_t j = n_keys - (used - 1) * 32; j < 32; ++j)
     last[j] = -std::numeric_limits<float>::infinity();
+  for (std::int64_t j = 0; j < first; ++j)
+    S[j / 32 * stride + j % 32] = -std::numeric_limits<float>::infinity();
   V m = set1(-std::numeric_limits<float>::infinity());
   for (std::int64_t b = 0; b < used; ++b)
     for (int j = 0; j < 32; j += W)
@@ -79,12 +82,16 @@ template <class T> RG_TGT void round_scores(const float* p, float* out) {
       acc[i] = fma(ld(x + j + i * W), ld(y + j + i * W), acc[i]);
   return reduce(acc);
 }
-// From scores and dO V^T of one row: p (normalised) and dS = p (dP - delta) scale, both in place; keys from n_keys on are 0.
-[[maybe_unused]] RG_TGT static void backward_scores(float* s, float* dp, std::int64_t padded, std::int64_t n_keys, float scale, float delta) {
+// From scores and dO V^T of one row: p (normalised) and dS = p (dP - delta) scale, both in place; keys before `first` and from n_keys on
+// are 0.
+[[maybe_unused]] RG_TGT static void backward_scores(float* s, float* dp, std::int64_t padded, std::int64_t first, std::int64_t n_keys, float scale,
+                                                       float delta) {
+  for (std::int64_t j = 0; j < first; ++j)
+    s[j] = -std::numeric_limits<float>::infinity();
   for (std::int64_t j = n_keys; j < padded; ++j)
     s[j] = -std::numeric_limits<float>::infinity();
   float best = -std::numeric_limits<float>::infinity();
-  for (std::int64_t j = 0; j < n_keys; ++j)
+  for (std::int64_t j = first; j < n_keys; ++j)
     best = s[j] > best ? s[j] : best;
   V acc[L];
   for (int i = 0; i < L; ++i)

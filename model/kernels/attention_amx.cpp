@@ -44,12 +44,13 @@ void prefetch(const bf16* p, std::int64_t elements) {
     _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
 }
 
-// Where a segment's keys (or values) of one head lie.
+// Where a segment's keys (or values) of one head lie, from its block `begin` on.
 struct head_blocks {
   const segment& seg;
+  std::int64_t begin;
   const bf16* base;
   std::int64_t block_elements;
-  const bf16* operator[](std::int64_t b) const { return base + seg.blocks[std::size_t(b)] * block_elements; }
+  const bf16* operator[](std::int64_t b) const { return base + seg.blocks[std::size_t(begin + b)] * block_elements; }
 };
 
 // S [rows][ld] = Q K^T for `blocks` blocks; Q as [step][rows][32].
@@ -132,8 +133,9 @@ char* scratch(std::size_t bytes) {
 void attend_tile(const attention_shape& sh, const segment& seg, const tile_rows_of& at, int rows, const bf16* qkv, const bf16* cache,
                  bf16* out) {
   const std::int64_t d = sh.head_dim, steps = sh.steps(), part = steps * 1024;
-  const auto keys_of = [&](int m) { return std::int64_t(seg.position) + at.row(m) - seg.row_begin + 1; };
-  const std::int64_t blocks = (keys_of(rows - 1) + 31) / 32;
+  const auto position_of = [&](int m) { return std::int64_t(seg.position) + at.row(m) - seg.row_begin; };
+  // Blocks that lie before every row's window are left out: their keys would add zeros.
+  const std::int64_t begin = sh.first_key(position_of(0)) / 32, blocks = position_of(rows - 1) / 32 + 1 - begin;
   const std::int64_t ld = blocks * 32 + 16, ldp = blocks * 32 + 32; // of scores, of probabilities: rows in different cache sets
   auto* S = reinterpret_cast<float*>(scratch(std::size_t(rows * (ld * 4 + 256 + ldp * 2 + steps * 64))));
   float* O = S + rows * ld;
@@ -143,13 +145,14 @@ void attend_tile(const attention_shape& sh, const segment& seg, const tile_rows_
     for (std::int64_t s = 0; s < steps; ++s)
       std::memcpy(Q + (s * rows + m) * 32, qkv + at.row(m) * sh.row() + at.query_head(m) * d + s * 32, 64);
   const bf16* own = cache + at.head * 2 * part;
-  const head_blocks keys{seg, own, sh.block_elements()}, values{seg, own + part, sh.block_elements()};
+  const head_blocks keys{seg, begin, own, sh.block_elements()}, values{seg, begin, own + part, sh.block_elements()};
   configure(rows);
   scores(Q, rows, steps, keys, values, blocks, S, ld);
   const float scale = 1.f / std::sqrt(float(d));
   float sums[16];
   for (int m = 0; m < rows; ++m)
-    sums[m] = v16b::softmax_scores(S + m * ld, blocks, 32, keys_of(m), scale, P + m * ldp);
+    sums[m] = v16b::softmax_scores(S + m * ld, blocks, 32, sh.first_key(position_of(m)) - begin * 32, position_of(m) + 1 - begin * 32,
+                                   scale, P + m * ldp);
   for (std::int64_t c = 0; c < d; c += 64) {
     weighted_values(P, ldp, values, blocks, c, d - c > 32, O);
     for (int m = 0; m < rows; ++m)

@@ -137,6 +137,16 @@ TEST(Parallel, LayoutsOfALlamaAgree) { check_layouts(tiny_llama(4, false), {1, 2
 TEST(Parallel, LayoutsOfATiedLlamaWithFewKeyHeadsAgree) { check_layouts(tiny_llama(1, true), {1, 2, 4}); }
 TEST(Parallel, LayoutsWithTwoRanksAKeyHeadAgree) { check_layouts(tiny_llama(2, true), {4}); }
 
+// Biases on both sides of every sum, head norms and a window; at 4 ranks two share a key head.
+TEST(Parallel, LayoutsOfTheOtherFamiliesAgree) {
+  model_config cfg = tiny_llama(2, false);
+  cfg.layer.qkv_bias = cfg.layer.o_bias = cfg.layer.mlp_bias = cfg.layer.qk_norm = true;
+  cfg.layer.window = 3;
+  cfg.windowed.assign(std::size_t(cfg.n_layers), true);
+  cfg.windowed[1] = false;
+  check_layouts(cfg, {1, 2, 4});
+}
+
 TEST(Parallel, EveryRemainderOfTheRowsIsPadded) {
   const model_config cfg = tiny_llama(2, false);
   for (int extra = 0; extra < 4; ++extra) {
