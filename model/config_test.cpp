@@ -243,8 +243,10 @@ TEST(model_config, reads_the_other_families) {
   EXPECT_TRUE(types.layer.qk_norm);
   EXPECT_EQ(with(R"({"architectures":["Qwen3ForCausalLM"]})").layer.qkv_bias, false);
   EXPECT_EQ(with(R"({"architectures":["MistralForCausalLM"]})").layer.window, 4096);
-  EXPECT_EQ(with(R"({"architectures":["MistralForCausalLM"],"sliding_window":null})").layer.window, 0);
-  EXPECT_EQ(with(R"({"architectures":["MistralForCausalLM"],"sliding_window":7})").layer.window, 7);
+  auto mistral = changed(R"({"architectures":["MistralForCausalLM"],"sliding_window":7})");
+  EXPECT_EQ(parse_model_config(mistral, "c.json").layer.window, 7);
+  mistral.replace(mistral.find(":7") + 1, 1, "null");
+  EXPECT_EQ(parse_model_config(mistral, "c.json").layer.window, 0);
   EXPECT_EQ(with(R"({"rope_scaling":{"type":"dynamic","factor":2}})").layer.rope.kind, rope_kind::dynamic);
   const auto yarn =
       with(R"({"max_position_embeddings":400,"rope_scaling":{"type":"yarn","original_max_position_embeddings":100}})").layer.rope;
