@@ -20,6 +20,8 @@ void rollout_engine::add(const generate_group& request) {
   generation_request r = make_request(setup_.cfg, setup_.end_tokens, request.key, request.prompt_ids);
   if (groups_.count(r.id) != 0)
     return; // given twice: it is being made
+  if (const auto known = lengths_.find(request.source); known != lengths_.end() && !request.key.validation)
+    r.expected_tokens = known->second;
   partial& p = groups_[r.id];
   p.group.key = request.key;
   p.group.version = version_;
@@ -43,10 +45,20 @@ void rollout_engine::step() {
       continue;
     it->second.group.samples.at(std::size_t(out.sample_index)) = std::move(out.result);
     if (--it->second.missing == 0) {
+      remember_length(it->second.group);
       setup_.outlet(std::move(it->second.group));
       groups_.erase(it);
     }
   }
+}
+
+void rollout_engine::remember_length(const trajectory_group& group) {
+  if (group.key.validation)
+    return;
+  std::size_t tokens = 0;
+  for (const auto& s : group.samples)
+    tokens += s.output_ids.size();
+  lengths_[group.source] = std::int64_t(tokens / group.samples.size());
 }
 
 weights_fetched rollout_engine::fetch(const fetch_weights& request) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <unordered_map>
 #include <vector>
 
 namespace troupe {
@@ -41,7 +42,7 @@ private:
     trajectory_group group;
     std::size_t missing = 0;
   };
-  void finish(std::uint64_t id);
+  void remember_length(const trajectory_group& group);
 
   rollout_setup setup_;
   generator generator_;
@@ -49,7 +50,8 @@ private:
   std::string endpoint_;
   weights_version version_;
   bool holds_weights_ = false;
-  std::map<std::uint64_t, partial> groups_; // by request id
+  std::map<std::uint64_t, partial> groups_;                 // by request id
+  std::unordered_map<std::uint64_t, std::int64_t> lengths_; // tokens of a sample when a row was generated last, by source
 };
 
 struct rollout_state {

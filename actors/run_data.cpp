@@ -47,11 +47,16 @@ generation_request make_request(const config& cfg, const std::vector<std::int32_
   r.n = samples_of(cfg, key.validation);
   r.key = draw_key{cfg.run.seed, key.validation ? draw::validation : draw::train, key.step, key.index};
   r.params.max_tokens = cfg.data.max_response_length;
-  r.params.stop_ids = end_tokens;
+  if (!cfg.rollout.ignore_eos)
+    r.params.stop_ids = end_tokens;
+  r.params.stop_ids.insert(r.params.stop_ids.end(), cfg.rollout.stop_token_ids.begin(), cfg.rollout.stop_token_ids.end());
   r.params.ignore_eos = true; // `end_tokens` is the whole list, generation_config.json's included
+  r.params.repetition_penalty = cfg.rollout.repetition_penalty;
   if (key.validation) {
     r.params.temperature = cfg.validation.temperature;
     r.params.top_p = cfg.validation.top_p;
+    r.params.top_k = cfg.validation.top_k;
+    r.params.min_p = cfg.validation.min_p;
     r.logprob_temperature = cfg.validation.temperature > 0 ? float(cfg.validation.temperature) : 1.0f;
   } else {
     r.params.temperature = cfg.rollout.temperature;

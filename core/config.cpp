@@ -143,6 +143,18 @@ std::optional<config_value> convert(const toml::node& node, const config_value& 
       }
       return out;
     }
+    std::optional<config_value> operator()(const std::vector<std::int64_t>&) const {
+      std::vector<std::int64_t> out;
+      if (!node.is_array())
+        return std::nullopt;
+      for (const auto& item : *node.as_array()) {
+        const auto v = item.value_exact<std::int64_t>();
+        if (!v)
+          return std::nullopt;
+        out.push_back(*v);
+      }
+      return out;
+    }
     std::optional<config_value> operator()(const std::array<double, 2>&) const {
       const auto* list = node.as_array();
       if (!list || list->size() != 2)
@@ -161,8 +173,8 @@ std::optional<config_value> convert(const toml::node& node, const config_value& 
 }
 
 std::string_view wanted(const config_value& like) {
-  constexpr std::string_view names[] = {"true or false", "an integer",        "a number",
-                                        "a string",      "a list of strings", "a list of two numbers"};
+  constexpr std::string_view names[] = {"true or false",         "an integer",        "a number", "a string", "a list of strings",
+                                        "a list of two numbers", "a list of integers"};
   return names[like.index()];
 }
 
@@ -195,6 +207,11 @@ std::string value_fault(const config_field& field, const config_value& value) {
     std::string operator()(std::int64_t v) const { return range(in_range(field, double(v))); }
     std::string operator()(double v) const { return range(in_range(field, v)); }
     std::string operator()(const std::array<double, 2>& v) const { return range(in_range(field, v[0]) && in_range(field, v[1])); }
+    std::string operator()(const std::vector<std::int64_t>& v) const {
+      if (v.empty() && !field.may_be_empty)
+        return "is empty";
+      return range(std::all_of(v.begin(), v.end(), [this](std::int64_t i) { return in_range(field, double(i)); }));
+    }
     std::string operator()(const std::string& v) const { return text_fault(field, v); }
     std::string operator()(const std::vector<std::string>& v) const {
       if (v.empty() && !field.may_be_empty)

@@ -59,6 +59,9 @@ struct rollout_section {
   double top_p = 1.0;
   std::int64_t top_k = -1; // -1 or 0: off
   double min_p = 0.0;
+  double repetition_penalty = 1.0;          // 1: off
+  std::vector<std::int64_t> stop_token_ids; // end tokens besides the model's
+  bool ignore_eos = false;
   std::int64_t max_num_seqs = 256;
   std::int64_t tensor_parallel_size = 1;
 };
@@ -67,6 +70,8 @@ struct validation_section {
   std::int64_t n = 1;
   double temperature = 0.0; // 0: greedy
   double top_p = 1.0;
+  std::int64_t top_k = -1; // -1 or 0: off
+  double min_p = 0.0;
 };
 
 struct reward_section {

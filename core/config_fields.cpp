@@ -163,11 +163,19 @@ std::vector<config_field> experience_fields() {
       above_up_to(0, 1, field("rollout.top_p", AT(rollout.top_p), "nucleus sampling; 1: off")),
       between(-1, 1 << 30, field("rollout.top_k", AT(rollout.top_k), "the k most probable tokens; -1 or 0: off")),
       between(0, 1, field("rollout.min_p", AT(rollout.min_p), "relative to the most probable token; 0: off")),
+      above_up_to(0, 100,
+                  field("rollout.repetition_penalty", AT(rollout.repetition_penalty),
+                        "of tokens in prompt or response: a positive logit is divided by it, another one multiplied; 1: off")),
+      optional(between(0, most_tokens,
+                       field("rollout.stop_token_ids", AT(rollout.stop_token_ids), "tokens that end a sample besides the model's own"))),
+      field("rollout.ignore_eos", AT(rollout.ignore_eos), "the model's end tokens do not end a sample"),
       between(1, 65536, field("rollout.max_num_seqs", AT(rollout.max_num_seqs), "sequences in flight in one actor")),
       between(1, 1024, field("rollout.tensor_parallel_size", AT(rollout.tensor_parallel_size), "ranks that share one rollout")),
       between(1, 65536, field("validation.n", AT(validation.n), "samples a prompt")),
       between(0, 100, field("validation.temperature", AT(validation.temperature), "0: greedy")),
       above_up_to(0, 1, field("validation.top_p", AT(validation.top_p), "nucleus sampling; 1: off")),
+      between(-1, 1 << 30, field("validation.top_k", AT(validation.top_k), "the k most probable tokens; -1 or 0: off")),
+      between(0, 1, field("validation.min_p", AT(validation.min_p), "relative to the most probable token; 0: off")),
       choice("reward.function", AT(reward.function), {"last_number", "exact_match"},
              "last_number: 1 if the response ended by itself and its last number equals the answer, else 0; exact_match: 1 if the "
              "stripped text equals the answer, else 0"),
@@ -327,6 +335,9 @@ std::string to_toml(const config_value& value) {
     std::string operator()(const std::string& v) const { return basic_string(v); }
     std::string operator()(const std::vector<std::string>& v) const { return bracketed(v, basic_string); }
     std::string operator()(const std::array<double, 2>& v) const { return bracketed(v, number_text); }
+    std::string operator()(const std::vector<std::int64_t>& v) const {
+      return bracketed(v, [](std::int64_t i) { return std::to_string(i); });
+    }
   };
   return std::visit(writer{}, value);
 }

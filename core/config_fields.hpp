@@ -13,7 +13,8 @@
 namespace troupe {
 
 /// What stands on the right of a key. Integers are accepted where a number is wanted.
-using config_value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>, std::array<double, 2>>;
+using config_value =
+    std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>, std::array<double, 2>, std::vector<std::int64_t>>;
 
 /// One key of the configuration file: where it lives, what it may be and what it means. Reading, writing, comparing and
 /// the manual's tables all come from the list of these.

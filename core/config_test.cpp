@@ -119,6 +119,9 @@ TEST(config, bad_files_are_refused_with_place_and_reason) {
       // ranges
       {"[run]\nseed = -1", "f.toml:12:8: run.seed = -1 is out of range: 0 <= value"},
       {"[rollout]\ntop_p = 0", "f.toml:12:9: rollout.top_p = 0.0 is out of range: 0 < value <= 1"},
+      {"[rollout]\nstop_token_ids = [7, -1]", "f.toml:12:18: rollout.stop_token_ids = [7, -1] is out of range: 0 <= value <= 16777216"},
+      {"[rollout]\nstop_token_ids = ['a']", "f.toml:12:18: rollout.stop_token_ids wants a list of integers, got a list"},
+      {"[rollout]\nrepetition_penalty = 0", "f.toml:12:22: rollout.repetition_penalty = 0.0 is out of range: 0 < value <= 100"},
       {"[rollout]\ntop_p = nan", "f.toml:12:9: rollout.top_p = nan is out of range: 0 < value <= 1"},
       {"[learner]\nentropy_coeff = inf", "f.toml:12:17: learner.entropy_coeff = inf is out of range: finite numbers"},
       {"[learner]\noptim.betas = [1, 0.9]", "f.toml:12:15: learner.optim.betas = [1.0, 0.9] is out of range: 0 <= value < 1"},
@@ -180,7 +183,8 @@ TEST(config, what_this_version_cannot_do_is_said) {
                                           "to algorithm.adv_estimator = \"gae\", "
                                           "which this version lacks"},
       {"[rollout]\nstop = ['x']",
-       "f.toml:12:1: rollout.stop is not in this version: a sample ends at the model's end token or at data.max_response_length"},
+       "f.toml:12:1: rollout.stop is not in this version: a sample ends at an end token, rollout.stop_token_ids among them, or at "
+       "data.max_response_length"},
       {"[algorithm.filter_groups]\nenable = true", "f.toml:12:1: algorithm.filter_groups.enable is not in this version: groups without "
                                                    "spread stay in the batch and contribute nothing"},
       {"[placement]\nlisten = '0.0.0.0:1'",
@@ -265,6 +269,8 @@ config_value arbitrary_value(const config_field& f) {
     return number();
   if (std::holds_alternative<std::array<double, 2>>(like))
     return std::array<double, 2>{number(), number()};
+  if (std::holds_alternative<std::vector<std::int64_t>>(like))
+    return *rc::gen::container<std::vector<std::int64_t>>(rc::gen::inRange(std::int64_t(low), std::int64_t(high) + 1));
   const auto text = [] { return *rc::gen::nonEmpty(rc::gen::container<std::string>(rc::gen::inRange<char>(' ', '~'))); };
   if (std::holds_alternative<std::string>(like))
     return text();
