@@ -1,11 +1,11 @@
 #include "model/tokenizer/tokenizer.hpp"
 #include "core/error.hpp"
-#include "core/files.hpp"
 #include "model/tokenizer/added_tokens.hpp"
 #include "model/tokenizer/bpe.hpp"
 #include "model/tokenizer/limits.hpp"
 #include "model/tokenizer/part_json.hpp"
 #include "model/tokenizer/parts.hpp"
+#include "model/tokenizer/sentencepiece.hpp"
 #include "model/tokenizer/utf8.hpp"
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -144,8 +144,8 @@ tokenizer::tokenizer() = default;
 tokenizer::~tokenizer() = default;
 
 std::shared_ptr<const tokenizer> tokenizer::load(const std::filesystem::path& dir) {
-  const auto file = dir / "tokenizer.json";
-  return parse(read_file(file), file.string());
+  const bool model = !std::filesystem::exists(dir / "tokenizer.json") && std::filesystem::exists(dir / "tokenizer.model");
+  return parse(tokenizer_json(dir), (dir / (model ? "tokenizer.model" : "tokenizer.json")).string());
 }
 
 std::shared_ptr<const tokenizer> tokenizer::parse(std::string_view json_text, const std::string& name) {

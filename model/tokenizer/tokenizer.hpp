@@ -13,7 +13,8 @@ namespace troupe {
 /// A Hugging Face `tokenizer.json`: the same ids and text as the `tokenizers` package. Immutable; any thread.
 class tokenizer {
 public:
-  /// Reads `dir/tokenizer.json`. Throws errc::bad_input (file, what) and errc::unsupported naming the part (e.g. "model Unigram").
+  /// Reads `dir/tokenizer.json`, or `dir/tokenizer.model` where there is none. Throws errc::bad_input (file, what) and errc::unsupported
+  /// naming the part (e.g. "model Unigram").
   static std::shared_ptr<const tokenizer> load(const std::filesystem::path& dir);
   /// The same from the file's text; `name` stands in messages.
   static std::shared_ptr<const tokenizer> parse(std::string_view json_text, const std::string& name);

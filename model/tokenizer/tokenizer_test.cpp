@@ -3,6 +3,7 @@
 #include "model/tokenizer/parts.hpp"
 #include "model/tokenizer/regex.hpp"
 #include "model/tokenizer/tokenizer.hpp"
+#include "model/tokenizer/tokenizer_fixture.hpp"
 #include "model/tokenizer/unicode.hpp"
 #include "model/tokenizer/utf8.hpp"
 #include <array>
@@ -60,30 +61,6 @@ TEST_P(of_style, decodes_as_the_tokenizers_package) {
   }
 }
 
-// As tests/reference/tokenizer_dump.py's digest.
-class digest {
-public:
-  digest& operator<<(const std::string& text) {
-    for (const char c : text + '\xFF')
-      state_ = (state_ ^ static_cast<unsigned char>(c)) * 0x100000001B3ull;
-    return *this;
-  }
-  digest& operator<<(const ids& list) {
-    std::string text;
-    for (const auto id : list)
-      text += std::to_string(id) + ' ';
-    return *this << text;
-  }
-  std::string hex() const {
-    std::array<char, 20> out{};
-    std::snprintf(out.data(), out.size(), "%012llx", static_cast<unsigned long long>(state_ >> 16));
-    return out.data();
-  }
-
-private:
-  std::uint64_t state_ = 0xCBF29CE484222325ull;
-};
-
 TEST_P(of_style, gives_the_packages_digests_of_many_texts) {
   static const auto texts = json::parse(troupe::read_file(TROUPE_SOURCE_DIR "/tests/reference/tokenizer/texts.json"));
   ASSERT_GE(texts.size(), 2000u);
@@ -93,7 +70,7 @@ TEST_P(of_style, gives_the_packages_digests_of_many_texts) {
   for (std::size_t i = 0; i < texts.size() && wrong < 5; ++i) {
     const auto text = texts[i].get<std::string>();
     const auto all = tok->encode(text, true);
-    digest d;
+    troupe::text_digest d;
     d << all << tok->encode(text, false) << tok->decode(all, false) << tok->decode(all, true);
     EXPECT_EQ(d.hex(), wanted[i]) << texts[i];
     wrong += d.hex() != wanted[i] ? 1 : 0;
@@ -124,7 +101,7 @@ TEST_P(of_style, decodes_random_ids_as_the_package_and_incrementally) {
     ids list(draw(12));
     for (auto& id : list)
       id = static_cast<std::int32_t>(draw(limit));
-    digest d;
+    troupe::text_digest d;
     d << tok->decode(list, false) << tok->decode(list, true);
     ASSERT_EQ(d.hex(), wanted) << json(list);
     ASSERT_EQ(incrementally(tok, list, false), tok->decode(list, false)) << json(list);
