@@ -239,6 +239,8 @@ value first_or_last(machine& m, const value& v, bool first) {
 
 value map_filter(machine& m, const value& v, arguments& args) {
   std::vector<value> out;
+  if (!truthy(v)) // none is no sequence, but Jinja does not look
+    return value::list({}, kind::iterator);
   if (args.positional.empty()) {
     const auto a = bind(m, "map", args, {"attribute", "default"});
     if (!a[0])
@@ -262,6 +264,8 @@ value map_filter(machine& m, const value& v, arguments& args) {
 
 // select, reject, selectattr and rejectattr.
 value select(machine& m, const value& v, arguments& args, bool wanted, bool by_attribute) {
+  if (!truthy(v))
+    return value::list({}, kind::iterator);
   std::optional<value> attribute;
   if (by_attribute) {
     if (args.positional.empty())
