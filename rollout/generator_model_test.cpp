@@ -2,6 +2,7 @@
 #include "model/kernels/thread_pool.hpp"
 #include "model/registry.hpp"
 #include "rollout/generate_all.hpp"
+#include <algorithm>
 #include <gtest/gtest.h>
 
 namespace troupe {
@@ -14,6 +15,7 @@ protected:
     std::vector<generation_request> out;
     for (std::uint64_t i = 0; i < 5; ++i) {
       generation_request r;
+      r.id = i;
       for (std::size_t p = 0; p < 3 + 17 * i; ++p)
         r.prompt_ids.push_back(std::int32_t((11 * i + 5 * p) % std::size_t(model_->config().vocab_size)));
       r.n = 3;
@@ -66,6 +68,83 @@ TEST_P(generator_on_a_model, company_and_preemption_change_no_bit) {
   ASSERT_EQ(got.size(), want.size());
   for (std::size_t i = 0; i < want.size(); ++i)
     EXPECT_EQ(got[i].result, want[i].result) << i;
+}
+
+TEST_P(generator_on_a_model, common_beginnings_and_sleep_change_no_bit) {
+  auto all = requests();
+  for (std::size_t i = 0; i < all.size(); ++i) { // 40 tokens in common with the last, the longest
+    auto& ids = all[i].prompt_ids;
+    ids.assign(all.back().prompt_ids.begin(), all.back().prompt_ids.begin() + 40);
+    ids.push_back(std::int32_t(i));
+  }
+  all.push_back(all.front()); // the same again
+  all.back().key.index = 9;
+  std::vector<generation_output> want;
+  for (const auto& r : all)
+    want.push_back(std::move(run({.max_num_seqs = 1, .cache_blocks = 8}, {r}).front()));
+  generator g(model_, nullptr, {.max_num_seqs = 9, .max_batch_tokens = 23, .cache_blocks = 12, .max_sequence = 128});
+  std::size_t compared = 0;
+  const auto check = [&] {
+    for (const auto& o : g.step()) {
+      if (o.sample_index != 0)
+        continue;
+      EXPECT_EQ(o.result, want[o.id].result) << o.id;
+      ++compared;
+    }
+  };
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    all[i].id = i;
+    g.add(all[i]);
+    for (int steps = 0; steps < 4; ++steps)
+      check();
+    if (i == 2) {
+      g.sleep();
+      g.wake();
+    }
+  }
+  while (!g.idle())
+    check();
+  EXPECT_EQ(compared, all.size());
+  EXPECT_GT(g.counts().reused_prompt_tokens, 0);
+  EXPECT_EQ(g.counts().free_blocks, g.counts().blocks);
+}
+
+TEST_P(generator_on_a_model, after_new_weights_tokens_are_what_those_score) {
+  const auto all = requests();
+  generator g(model_, nullptr, {.max_num_seqs = 9, .max_batch_tokens = 40, .cache_blocks = 24, .max_sequence = 128});
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    g.add(all[i]);
+    g.set_version({0, 1});
+  }
+  std::vector<generation_output> outputs;
+  const auto step = [&] {
+    for (auto& o : g.step())
+      outputs.push_back(std::move(o));
+  };
+  for (int i = 0; i < 12; ++i)
+    step();
+  const auto value = model_->parameters()[1].value; // the same numbers elsewhere
+  std::swap_ranges(value.begin(), value.begin() + std::ptrdiff_t(value.size() / 2), value.begin() + std::ptrdiff_t(value.size() / 2));
+  model_->publish_values();
+  g.set_version({0, 2});
+  while (!g.idle())
+    step();
+  int later = 0, earlier = 0;
+  for (const auto& o : outputs) {
+    const auto& s = o.result;
+    batch_builder builder;
+    builder.add_group(all[o.id].prompt_ids, {s.output_ids});
+    const auto scored = model_->score(builder.take(), 1.0f, false, nullptr).logprobs;
+    for (std::size_t i = 0; i < scored.size(); ++i)
+      if (s.versions[i].step == 2) {
+        EXPECT_EQ(s.logprobs[i], scored[i]) << o.id << " " << i;
+        ++later;
+      } else {
+        earlier += s.logprobs[i] != scored[i];
+      }
+  }
+  EXPECT_GT(later, 50);
+  EXPECT_GT(earlier, 50); // the change does change something
 }
 
 INSTANTIATE_TEST_SUITE_P(dtypes_and_threads, generator_on_a_model,
