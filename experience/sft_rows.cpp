@@ -43,7 +43,10 @@ private:
       line_.fail("\"" + data_.messages_key + "\" must be a list of messages, found " + messages.type_name());
     require_template(data_.messages_key);
     check_messages(line_, data_.messages_key, messages);
-    add_conversation(messages, 0, "\"" + data_.messages_key + "\"");
+    if (encoder_.marked)
+      add_marked(messages, "\"" + data_.messages_key + "\"");
+    else
+      add_conversation(messages, 0, "\"" + data_.messages_key + "\"");
   }
 
   void read_response() {
@@ -82,6 +85,23 @@ private:
     if (!encoder_.render)
       line_.fail("\"" + key + "\" needs a chat template, and the model has none; give \"" + data_.prompt_key + "\" and \"" +
                  data_.response_key + "\" as plain strings");
+  }
+
+  /// Learns what the template's {% generation %} blocks hold; every piece is encoded by itself, as below.
+  void add_marked(const json& messages, const std::string& name) {
+    const auto [text, assistant] = encoder_.marked(messages);
+    std::size_t done = 0;
+    for (const auto& [begin, end] : assistant) {
+      if (end <= done)
+        continue; // a block inside another
+      add(encoder_.prompts.encode(text.substr(done, std::max(begin, done) - done), false), false);
+      if (row_.ids.empty())
+        line_.fail(name + ": nothing stands before what the assistant says first");
+      add(encoder_.prompts.encode(text.substr(std::max(begin, done), end - std::max(begin, done)), false), true);
+      done = end;
+    }
+    if (row_.targets.empty())
+      line_.fail(name + ": the chat template's {% generation %} blocks hold nothing of it: there is nothing to learn");
   }
 
   /// Learns what the assistant says in messages `first` and later. The text is cut where the assistant begins and ends, and every
@@ -175,6 +195,8 @@ sft_encoder make_sft_encoder(const tokenizer& tok, const chat_template* chat, st
   out.end_tokens = std::move(end_tokens);
   if (chat)
     out.render = [chat](const json& messages, bool add_generation_prompt) { return chat->render(messages, add_generation_prompt); };
+  if (chat && chat->marks())
+    out.marked = [chat](const json& messages) { return chat->render_marked(messages, false); };
   return out;
 }
 

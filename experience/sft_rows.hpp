@@ -1,5 +1,6 @@
 #pragma once
 #include "experience/dataset.hpp"
+#include "model/tokenizer/chat_template.hpp"
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -18,6 +19,7 @@ struct sft_row {
 struct sft_encoder {
   prompt_encoder prompts;
   std::function<std::string(const nlohmann::ordered_json& messages, bool add_generation_prompt)> render; // empty: no template
+  std::function<marked_chat(const nlohmann::ordered_json& messages)> marked; // empty: the template has no {% generation %} blocks
   std::vector<std::int32_t> end_tokens; // the first ends a response that no template ends; empty: nothing does
 };
 

@@ -106,6 +106,23 @@ TEST_F(sft_rows, what_is_learnt) {
   }
 }
 
+TEST_F(sft_rows, a_template_that_marks_what_the_assistant_says_decides_what_is_learnt) {
+  const auto chat = chat_template::parse("{% for m in messages %}{{ m.role[0] }}:{% if m.role == 'assistant' %}{% generation %}"
+                                         "{{ m.content if loop.last else m.content[-1] }}~{% endgeneration %}{% else %}"
+                                         "{{ m.content }}~{% endif %}{{ '\n' }}{% endfor %}",
+                                         json::object(), "t.jinja");
+  sft_encoder marked = encoder();
+  marked.marked = [&](const json& messages) { return chat->render_marked(messages, false); };
+  const auto row = [&](const char* messages) {
+    return load_sft_rows({dir_.write("data.jsonl", std::string(R"({"messages": )") + messages + "}")}, limits(), marked).at(0);
+  };
+  const auto said = row(R"([{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}, {"role": "user", "content": "d"}, )"
+                        R"({"role": "assistant", "content": "ef"}])");
+  EXPECT_EQ(said.ids, encoded("u:a~\na:c~\nu:d~\na:ef~"));
+  EXPECT_EQ(learnt(said), "c~|ef~");
+  EXPECT_THROW(row(R"([{"role": "user", "content": "a"}])"), error);
+}
+
 TEST_F(sft_rows, a_template_without_end_tokens_is_learnt_whole) {
   sft_encoder without = encoder();
   without.end_tokens.clear();
