@@ -107,6 +107,32 @@ TEST(convert_gguf, writes_the_tokenizer) {
   EXPECT_EQ(read_file(dir / "out/chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}");
 }
 
+// Biases and yarn; a window; biases without rows turned; head norms and yarn with every number given.
+TEST(convert_gguf, gives_the_other_families) {
+  for (const std::string name : {"biases", "mistral", "qwen2", "qwen3"}) {
+    const scratch dir;
+    convert_gguf(reference(name + ".gguf"), dir / "out", dtype::f32);
+    const fs::path source = reference("../data/family-" + name);
+    const safetensors_reader got(dir / "out"), wanted(source);
+    EXPECT_EQ(got.tensors().size(), wanted.tensors().size()) << name;
+    for (const auto& [tensor, info] : wanted.tensors()) {
+      const auto* found = got.find(tensor);
+      ASSERT_NE(found, nullptr) << name << " " << tensor;
+      ASSERT_EQ(found->shape, info.shape) << name << " " << tensor;
+      EXPECT_TRUE(std::equal(info.bytes.begin(), info.bytes.end(), found->bytes.begin(), found->bytes.end())) << name << " " << tensor;
+    }
+    const auto a = load_model_config(dir / "out"), b = load_model_config(source);
+    EXPECT_EQ(a.architecture, b.architecture);
+    EXPECT_EQ(a.layer.head_dim, b.layer.head_dim) << name;
+    EXPECT_EQ(a.layer.window, name == "qwen2" ? 0 : b.layer.window) << name; // such files keep no window for Qwen2
+    const auto &r = a.layer.rope, &s = b.layer.rope;
+    EXPECT_TRUE(r.kind == s.kind && r.theta == s.theta && r.factor == s.factor && r.beta_fast == s.beta_fast &&
+                r.attention_factor == s.attention_factor &&
+                (r.kind != rope_kind::yarn || r.original_max_position == s.original_max_position))
+        << name;
+  }
+}
+
 TEST(convert_gguf, refuses_by_name_and_leaves_nothing) {
   const auto good = read_file(reference("llama.gguf"));
   struct row {
@@ -117,7 +143,7 @@ TEST(convert_gguf, refuses_by_name_and_leaves_nothing) {
   };
   const row rows[] = {
       {"architecture", value_patched(good, "general.architecture", 5, "mamba"),
-       "DIR/x.gguf: general.architecture = \"mamba\": this version knows llama", errc::unsupported},
+       "DIR/x.gguf: general.architecture = \"mamba\": this version knows llama, qwen2, qwen3", errc::unsupported},
       {"pre", patched(good, "smollm", "falcon"),
        "DIR/x.gguf: tokenizer.ggml.pre = \"falcon\": this version knows smollm, gpt-2, llama-bpe, qwen2", errc::unsupported},
       {"no_pre", patched(good, "tokenizer.ggml.pre", "tokenizer.ggml.prE"),

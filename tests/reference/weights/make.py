@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ALL_TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
 # Where the float16 scales lie in a block.
@@ -163,9 +163,63 @@ def tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}")
 
 
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+}
+
+
+def family(name: str, architecture: str) -> None:
+    """../data/family-NAME (llama_dump.py) as llama.cpp's converter stores it; the tokenizer has 60 letters and a merge."""
+    folder = f"../data/family-{name}/"
+    cfg = json.load(open(folder + "config.json"))
+    writer = gguf.GGUFWriter(f"{name}.gguf", architecture)
+    writer.add_block_count(cfg["num_hidden_layers"])
+    writer.add_context_length(cfg["max_position_embeddings"])
+    writer.add_embedding_length(cfg["hidden_size"])
+    writer.add_feed_forward_length(cfg["intermediate_size"])
+    writer.add_head_count(cfg["num_attention_heads"])
+    writer.add_head_count_kv(cfg["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(cfg["rms_norm_eps"])
+    if "head_dim" in cfg:
+        writer.add_key_length(cfg["head_dim"])
+    if architecture == "llama" and cfg.get("sliding_window"):
+        writer.add_sliding_window(cfg["sliding_window"])
+    rope = cfg["rope_parameters"]
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if "attention_factor" in rope:
+            writer.add_rope_scaling_attn_factors(rope["attention_factor"])
+        if "beta_fast" in rope:
+            writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([chr(0x21 + i) for i in range(60)] + ['!"'])
+    writer.add_token_merges(['! "'])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for key, tensor in load_file(folder + "model.safetensors").items():
+        part = key.rsplit(".", 1)[0]
+        prefix = ""
+        if part.startswith("model.layers."):
+            _, _, layer, part = part.split(".", 3)
+            prefix = f"blk.{layer}."
+        if architecture == "llama" and part in ("self_attn.q_proj", "self_attn.k_proj"):
+            tensor = permuted(tensor, cfg["num_attention_heads" if "q_" in part else "num_key_value_heads"])
+        writer.add_tensor(prefix + GGUF_NAMES[part] + "." + key.rsplit(".", 1)[1], tensor.contiguous().numpy())
+    close(writer)
+
+
 if __name__ == "__main__":
     mixed()
     quants()
     metadata()
     llama()
     print(json.dumps(SIZES))
+    for name, architecture in {"biases": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}.items():
+        family(name, architecture)
