@@ -154,8 +154,7 @@ TEST(convert_gguf, refuses_by_name_and_leaves_nothing) {
       {"shape", value_patched(good, "llama.feed_forward_length", 16),
        "DIR/x.gguf: tensor \"blk.0.ffn_gate.weight\" has shape [24,16], the model needs [16,16]"},
       {"layers", value_patched(good, "llama.block_count", 1),
-       "DIR/x.gguf: tensor \"blk.1.attn_k.weight\" has no place in a Llama model: this version knows weights without biases, adapters or "
-       "experts",
+       "DIR/x.gguf: tensor \"blk.1.attn_k.weight\" has no place in the model: this version knows weights without adapters or experts",
        errc::unsupported},
       {"layers_0", value_patched(good, "llama.block_count", 0), "DIR/x.gguf: llama.block_count = 0 with 21 tensors"},
       {"heads", value_patched(good, "llama.attention.head_count_kv", 3),
