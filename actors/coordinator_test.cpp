@@ -109,6 +109,7 @@ struct coordinator_test : ::testing::Test {
   run_plan plan;
   coordinator_actor c;
   std::int64_t last_pid = 100;
+  std::uint32_t learner_ranks = 1, rollout_ranks = 1;
 
   coordinator_test() {
     plan.total_steps = 2;
@@ -133,6 +134,8 @@ struct coordinator_test : ::testing::Test {
     setup.plan = plan;
     setup.data = std::make_shared<run_data>(run, rows, std::vector<prompt_row>{});
     setup.host = host;
+    setup.learner_ranks = learner_ranks;
+    setup.rollout_ranks = rollout_ranks;
     setup.make_reward = [this](const coordinator_actor&) { return log->reward = sys.spawn(reward_stub, log); };
     setup.make_weight_sync = [this](const coordinator_actor& who) { return sys.spawn(weight_sync, who); };
     c = sys.spawn(coordinator, setup);
@@ -304,6 +307,107 @@ TEST_F(coordinator_test, DoorRefusesStrangersWithBothValues) {
   r.secret = "guess";
   EXPECT_EQ(ask(r), "this worker cannot join: it does not know the run's secret");
   kill(d);
+}
+
+// ---- workers that are several processes ----
+
+/// A stand-in for a process that is one rank of several.
+struct rank_stub {
+  rank_actor handle;
+  worker_info info;
+  std::shared_ptr<std::vector<std::string>> peers = std::make_shared<std::vector<std::string>>();
+};
+
+struct rank_groups : coordinator_test {
+  rank_groups() {
+    learner_ranks = 2;
+    rollout_ranks = 2;
+  }
+  rank_stub join_rank(worker_role role, std::uint32_t rank) {
+    rank_stub r;
+    r.info = {role, rank, "host", ++last_pid, "", "at " + std::to_string(last_pid)};
+    r.handle = sys.spawn([peers = r.peers](rank_actor::pointer) -> rank_actor::behavior_type {
+      return {[peers](const rank_peers& p) { *peers = p.endpoints; }};
+    });
+    self->send(c, r.info, r.handle);
+    sched.run();
+    return r;
+  }
+  void begin_rollout(const rank_stub& first) {
+    self->send(c, first.info, sys.spawn(rollout_stub, c, log, false));
+    sched.run();
+  }
+  void begin_learner(const rank_stub& first, bool hang = false) {
+    self->send(c, first.info, sys.spawn(learner_stub, log, hang));
+    sched.run();
+  }
+};
+
+TEST_F(rank_groups, AreToldOfEachOtherAndWorkBehindTheirFirst) {
+  start();
+  const auto second = join_rank(worker_role::learner, 1);
+  EXPECT_TRUE(second.peers->empty());
+  const auto first = join_rank(worker_role::learner, 0);
+  EXPECT_EQ(*first.peers, (std::vector<std::string>{"at 102", "at 101"}));
+  EXPECT_EQ(*second.peers, *first.peers);
+  const auto a = join_rank(worker_role::rollout, 0), b = join_rank(worker_role::rollout, 1);
+  begin_learner(first);
+  EXPECT_TRUE(log->restored.empty());
+  begin_rollout(a);
+  EXPECT_EQ(log->trained, (std::vector<std::uint32_t>{1, 2}));
+  EXPECT_EQ(host->lines, (std::vector<std::string>{"worker learner 1 pid 101", "worker rollout 1 pid 104", "worker learner 0 pid 102",
+                                                   "worker rollout 0 pid 103"}));
+}
+
+TEST_F(rank_groups, AnyRanksDeathReplacesAllOfThem) {
+  start();
+  const auto first = join_rank(worker_role::learner, 0), second = join_rank(worker_role::learner, 1);
+  begin_learner(first, true);
+  const auto a = join_rank(worker_role::rollout, 0), b = join_rank(worker_role::rollout, 1);
+  begin_rollout(a);
+  EXPECT_EQ(log->trained, (std::vector<std::uint32_t>{1}));
+  kill(second.handle);
+  EXPECT_EQ(std::set<std::int64_t>(host->ended_pids.begin(), host->ended_pids.end()), (std::set<std::int64_t>{101, 102}));
+  for (const std::int64_t pid : {101, 102}) { // their exits are no news
+    self->send(c, worker_exited{pid, "was killed"});
+    sched.run();
+  }
+  EXPECT_FALSE(host->over) << host->text;
+  begin_learner(first); // what a dead one sent just before counts no more
+  EXPECT_EQ(log->restored.size(), 1u);
+  const auto again = join_rank(worker_role::learner, 0), other = join_rank(worker_role::learner, 1);
+  EXPECT_EQ(*again.peers, (std::vector<std::string>{"at 105", "at 106"}));
+  begin_learner(again);
+  ASSERT_EQ(log->restored.size(), 2u);
+  EXPECT_EQ(log->restored[1].incarnation, 1u);
+  EXPECT_EQ(log->trained, (std::vector<std::uint32_t>{1, 1, 2}));
+}
+
+TEST_F(rank_groups, ARankThatDiesBeforeTheOthersComeIsReplacedAlone) {
+  start();
+  const auto first = join_rank(worker_role::learner, 0);
+  self->send(c, worker_exited{101, "was killed by signal 9"});
+  sched.run();
+  EXPECT_EQ(host->lines.back(), "learner 0 on host (pid 101) was killed by signal 9");
+  const auto second = join_rank(worker_role::learner, 1), again = join_rank(worker_role::learner, 0);
+  EXPECT_EQ(*second.peers, (std::vector<std::string>{"at 103", "at 102"}));
+  EXPECT_TRUE(first.peers->empty());
+}
+
+TEST_F(rank_groups, SilenceOfAnotherRankIsALossAndACauseIsAnEnd) {
+  start();
+  const auto first = join_rank(worker_role::rollout, 0), second = join_rank(worker_role::rollout, 1);
+  self->send(c, worker_failed{worker_role::rollout, 0, "host", "waited too long", std::uint8_t(errc::timeout)});
+  sched.run();
+  EXPECT_FALSE(host->over);
+  EXPECT_EQ(std::set<std::int64_t>(host->ended_pids.begin(), host->ended_pids.end()), (std::set<std::int64_t>{101, 102}));
+  self->send(c, worker_failed{worker_role::rollout, 1, "host", "tensor x holds NaN", std::uint8_t(errc::bad_input)});
+  for (int i = 0; i < 7; ++i) {
+    sched.advance_time(1s);
+    sched.run();
+  }
+  EXPECT_EQ(host->code, errc::bad_input);
+  EXPECT_EQ(host->text, "rollout 1 on host: tensor x holds NaN");
 }
 
 TEST_F(coordinator_test, WorkersOwnFailureEndsTheRunWithItsLine) {

@@ -125,15 +125,17 @@ void print_layout(const validated_run& run) {
   if (c.run.task == run_task::rl)
     std::printf("%lld rollout%s of tensor %lld, ", static_cast<long long>(c.rollout.actors), c.rollout.actors == 1 ? "" : "s",
                 static_cast<long long>(c.rollout.tensor_parallel_size));
-  std::printf("%s\n", c.placement.processes ? "one process each, ranks as threads" : "all in one process, ranks as threads");
+  std::printf("%s\n", c.placement.processes ? "each rank a process" : "all in one process, ranks as threads");
   const auto blocks = layout_of(run.model);
   const auto cuts = stage_cuts(blocks, shape.pp);
   for (int p = 0; p < shape.pp; ++p) {
     std::uint64_t bytes = 0;
     for (std::size_t b = cuts[std::size_t(p)]; b < cuts[std::size_t(p) + 1]; ++b)
       bytes += bytes_a_rank(blocks[b], shape.tp, c.model.dtype == compute_dtype::bfloat16 ? 2 : 4);
-    std::printf("  ranks %d to %d: weights %s a rank\n", shape.rank_of(p, 0, 0), shape.rank_of(p, shape.dp - 1, shape.tp - 1),
-                spelled_bytes(bytes).c_str());
+    const int first = shape.rank_of(p, 0, 0), last = shape.rank_of(p, shape.dp - 1, shape.tp - 1);
+    const std::string who = first == last ? "rank " + std::to_string(first) + ": weights "
+                                          : "ranks " + std::to_string(first) + " to " + std::to_string(last) + ": weights ";
+    std::printf("  %s%s%s\n", who.c_str(), spelled_bytes(bytes).c_str(), first == last ? "" : " a rank");
     for (const auto& line : layer_map(run.model, blocks, cuts[std::size_t(p)], cuts[std::size_t(p) + 1]))
       std::printf("    %s\n", line.c_str());
   }

@@ -106,6 +106,24 @@ TEST_F(cli_support, memory_follows_from_shapes) {
   EXPECT_NE(memory_shortage(small_config("d"), ranks, 1000).find("this machine has 1000 B"), std::string::npos);
 }
 
+TEST_F(cli_support, memory_of_processes_is_that_of_their_parts) {
+  config cfg = small_config("d");
+  const auto one = estimate_memory(cfg, tiny(false), 1000);
+  cfg.placement.processes = true;
+  EXPECT_EQ(estimate_memory(cfg, tiny(false), 1000).size(), one.size());
+  cfg.learner.tensor_parallel_size = 2;
+  cfg.learner.pipeline_parallel_size = 2;
+  cfg.rollout.tensor_parallel_size = 2;
+  const auto ranks = estimate_memory(cfg, tiny(false), 1000);
+  ASSERT_EQ(ranks.size(), 4u + 2u);
+  const auto weights = [](const rank_memory& r, std::size_t part) { return r.parts[part].bytes; };
+  // Norms alone are held twice: 5 of 32 elements, of 2 bytes.
+  EXPECT_EQ(weights(ranks[0], 3) + weights(ranks[1], 3) + weights(ranks[2], 3) + weights(ranks[3], 3), weights(one[0], 3) + 5 * 32 * 2);
+  EXPECT_EQ(weights(ranks[4], 0) + weights(ranks[5], 0), weights(one[1], 0) + 5 * 32 * 2);
+  EXPECT_EQ(ranks[3].rank, "learner 3");
+  EXPECT_EQ(ranks[5].rank, "rollout 1");
+}
+
 TEST_F(cli_support, a_runs_directory_is_fresh_or_this_runs) {
   const std::string dir = (dir_ / "run").string();
   config cfg = small_config(dir);
