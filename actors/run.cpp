@@ -1,17 +1,16 @@
 #include "actors/run.hpp"
 #include "actors/coordinator.hpp"
+#include "actors/gate.hpp"
 #include "actors/parts.hpp"
 #include "actors/reward.hpp"
 #include "actors/secret.hpp"
 #include "actors/signals.hpp"
 #include "actors/supervised_run.hpp"
-#include "actors/supervisor.hpp"
 #include "actors/system.hpp"
 #include "actors/weight_sync.hpp"
 #include "experience/channel.hpp"
 #include <algorithm>
 #include <caf/io/all.hpp>
-#include <charconv>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -110,27 +109,6 @@ run_plan make_plan(const run_inputs& in) {
   p.restarts = c.placement.processes;
   p.resume_only = in.resume_only;
   return p;
-}
-
-/// The configuration as workers get it: nothing left to resolve.
-config for_workers(const run_inputs& in) {
-  config c = in.cfg;
-  c.run.total_steps = in.total_steps;
-  c.run.total_epochs = 0;
-  c.run.dir = std::filesystem::absolute(in.cfg.run_dir()).string();
-  c.model.path = std::filesystem::absolute(c.model.path).string();
-  if (!c.reference.path.empty())
-    c.reference.path = std::filesystem::absolute(c.reference.path).string();
-  return c;
-}
-
-join_answer make_welcome(const run_inputs& in) {
-  join_answer out;
-  out.config_toml = to_toml(for_workers(in));
-  model_config model = in.model;
-  model.eos_token_ids = in.end_tokens;
-  out.model_config_json = to_config_json(model, compute_type(in.cfg));
-  return out;
 }
 
 /// The inputs of the actors of this process.
@@ -270,23 +248,6 @@ private:
   std::string current_;
 };
 
-std::size_t local_workers(const config& cfg) {
-  const std::string& text = cfg.placement.local_workers;
-  std::size_t n = 0;
-  if (text == "all" || std::from_chars(text.data(), text.data() + text.size(), n).ec != std::errc{})
-    return std::size_t(learner_layout(cfg).training.size()) + std::size_t(cfg.rollout.actors * cfg.rollout.tensor_parallel_size);
-  return n;
-}
-
-std::uint16_t open_door(caf::actor_system& sys, const door_actor& door, const std::string& listen) {
-  const auto [host, port] = parse_address(listen, "placement.listen");
-  const auto got = sys.middleman().publish(door, port, host == "localhost" ? "127.0.0.1" : host.c_str(), true);
-  if (!got)
-    throw error(errc::bad_config, "placement.listen: port " + std::to_string(port) + " of " + host +
-                                      " cannot be listened on, it is in use or not allowed; name another, or 0 for any");
-  return *got;
-}
-
 void run_in_processes(const run_inputs& in, run_outputs& outputs) {
   const held_signals signals;
   central_parts parts(in, outputs);
@@ -311,19 +272,10 @@ void run_in_processes(const run_inputs& in, run_outputs& outputs) {
   parts.coordinator.welcome.experience_endpoint = receiver->endpoint();
   actor_guard guard;
   const auto coordinator = guard.keep(parts.spawn(sys));
-  const auto entrance = guard.keep(sys.spawn(door, coordinator, secret));
-  const std::uint16_t port = open_door(sys, entrance, in.cfg.placement.listen);
-  const secret_file kept(port, secret);
-  const std::string address = parse_address(in.cfg.placement.listen, "placement.listen").first + ':' + std::to_string(port);
-  outputs.log("workers join with: troupe worker --join " + address);
-  std::vector<std::string> arguments = {"worker", "--join", address, "--isa", std::string(name_of(in.which))};
-  if (in.threads > 0)
-    arguments.insert(arguments.end(), {"--threads", std::to_string(in.threads)});
-  supervisor workers(arguments, {"TROUPE_SECRET=" + secret, "TROUPE_PARENT=" + std::to_string(getpid())},
-                     (in.cfg.run_dir() / "log.txt").string());
-  for (std::size_t i = 0; i < local_workers(in.cfg); ++i)
-    workers.start();
-  watch(*parts.host, coordinator, signals, &workers);
+  gate entrance(sys, in, outputs, coordinator, secret);
+  entrance.start_workers(
+      n_local_workers(in.cfg, parts.coordinator.learner_ranks + std::size_t(in.cfg.rollout.actors) * parts.coordinator.rollout_ranks));
+  watch(*parts.host, coordinator, signals, &entrance.workers());
 }
 
 } // namespace

@@ -1,6 +1,10 @@
 #include "actors/supervised_run.hpp"
+#include "actors/gate.hpp"
 #include "actors/parts.hpp"
+#include "actors/rank_hall.hpp"
+#include "actors/secret.hpp"
 #include "actors/signals.hpp"
+#include "actors/system.hpp"
 #include "learner/checkpoint.hpp"
 #include "learner/running_mean.hpp"
 #include "learner/supervised.hpp"
@@ -9,6 +13,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <functional>
+#include <optional>
 #include <thread>
 
 namespace troupe {
@@ -20,9 +26,11 @@ using clock = std::chrono::steady_clock;
 /// The run's loop. Its own thread; `stop` is set by another.
 class supervised_loop {
 public:
-  supervised_loop(const run_inputs& in, run_outputs& outputs, const std::atomic<bool>& stop)
+  /// ranks: the processes that share the model, of which this is the first; null: this one has it alone.
+  supervised_loop(const run_inputs& in, run_outputs& outputs, const std::atomic<bool>& stop, process_ranks* ranks = nullptr)
       : in_(in), outputs_(outputs), stop_(stop), where_(in.threads, in.which),
-        learner_(in.cfg, load_policy(in.cfg, false, where_), load_teacher(in.cfg, where_), in.total_steps, where_),
+        learner_(in.cfg, ranks ? load_policy_part(in.cfg, *ranks, where_).whole : load_policy(in.cfg, false, where_),
+                 load_teacher(in.cfg, where_), in.total_steps, where_),
         sampler_(in.sft_train.size(), std::uint64_t(in.cfg.data.train_batch_size), in.cfg.run.seed, in.cfg.data.shuffle) {
     for (const auto& row : in.sft_val)
       validation_.push_back(&row);
@@ -89,15 +97,28 @@ private:
   std::vector<const sft_row*> validation_;
 };
 
-} // namespace
+/// A signal asks for the end of the step under way, a second one for the end.
+void heed(const held_signals& signals, std::atomic<bool>& stop, run_outputs& outputs, supervisor* workers) {
+  const int signal = signals.take();
+  if (signal == 0)
+    return;
+  if (stop) {
+    if (workers != nullptr)
+      workers->finish(0);
+    std::fprintf(stderr, "troupe: stopped at once by a second signal; the step under way is lost\n");
+    std::_Exit(1);
+  }
+  outputs.log("signal " + std::to_string(signal) + ": the step under way ends, then the run stops");
+  stop = true;
+}
 
-void run_supervised(const run_inputs& inputs, run_outputs& outputs) {
-  const held_signals signals;
-  std::atomic<bool> stop = false, over = false;
+/// The loop in a thread of its own; `meanwhile` is called until it is over. Rethrows its error.
+void run_loop(const std::function<void()>& work, const std::function<void()>& meanwhile) {
+  std::atomic<bool> over = false;
   std::exception_ptr failure;
   std::thread loop([&] {
     try {
-      supervised_loop(inputs, outputs, stop).run();
+      work();
     } catch (const std::exception&) {
       failure = std::current_exception();
     }
@@ -105,19 +126,148 @@ void run_supervised(const run_inputs& inputs, run_outputs& outputs) {
   });
   while (!over) {
     std::this_thread::sleep_for(20ms);
-    const int signal = signals.take();
-    if (signal == 0)
-      continue;
-    if (stop) {
-      std::fprintf(stderr, "troupe: stopped at once by a second signal; the step under way is lost\n");
-      std::_Exit(1);
-    }
-    outputs.log("signal " + std::to_string(signal) + ": the step under way ends, then the run stops");
-    stop = true;
+    meanwhile();
   }
   loop.join();
   if (failure)
     std::rethrow_exception(failure);
+}
+
+/// The first rank, here, and the others in processes. When one dies all others are replaced, and the steps since the newest
+/// checkpoint are done again.
+class supervised_ranks {
+public:
+  supervised_ranks(const run_inputs& in, run_outputs& outputs)
+      : in_(in), outputs_(outputs), shape_(learner_layout(in.cfg).training),
+        hall_(sys_, make_welcome(in), std::uint32_t(shape_.size()), [&outputs](const std::string& line) { outputs.log(line); }),
+        entrance_(sys_, in, outputs, hall_.handle(), secret_) {
+    entrance_.start_workers(n_local_workers(in.cfg, std::size_t(shape_.size()) - 1));
+  }
+
+  void run() {
+    for (int deaths = 0; !attempt();) {
+      outputs_.log(lost_);
+      deaths = progress_ ? 1 : deaths + 1;
+      if (deaths > most_deaths)
+        throw error(errc::peer_lost, lost_ + " (" + std::to_string(deaths) + " workers in a row ended without finishing anything)");
+      for (const auto pid : hall_.dismiss(true))
+        entrance_.workers().end(pid);
+    }
+    hall_.dismiss(false);
+    entrance_.workers().finish(10);
+  }
+
+private:
+  static constexpr int most_deaths = 6;
+  static constexpr auto rank_deadline = 30min, join_deadline = 10min, news_deadline = 10s;
+
+  /// False: a rank was lost, as lost_ says.
+  bool attempt() {
+    lost_.clear();
+    progress_ = false;
+    const auto world = std::make_shared<zmq_world>(0, shape_.size(), secret_, rank_deadline);
+    hall_.open(world->endpoint());
+    world->connect(wait_for_others());
+    try {
+      run_loop(
+          [&] {
+            process_ranks ranks(world, 0, shape_);
+            supervised_loop(in_, counted_, stop_, &ranks).run();
+          },
+          [&] { watch(*world); });
+      return true;
+    } catch (const error& e) {
+      const bool silent = e.code() == errc::peer_lost || e.code() == errc::timeout;
+      for (const auto until = clock::now() + news_deadline; silent && lost_.empty() && !failure_ && clock::now() < until;) {
+        std::this_thread::sleep_for(20ms); // the cause is on its way
+        watch(*world);
+      }
+      if (failure_)
+        throw *failure_;
+      if (!silent)
+        throw;
+      if (lost_.empty())
+        lost_ = e.what();
+      return false;
+    }
+  }
+
+  std::vector<std::string> wait_for_others() {
+    for (const auto until = clock::now() + join_deadline; clock::now() < until; std::this_thread::sleep_for(20ms)) {
+      heed(signals_, stop_, outputs_, &entrance_.workers());
+      if (stop_)
+        throw error(errc::cancelled, "stopped before a step began; start it again to go on");
+      replace_the_dead();
+      const auto news = hall_.take();
+      if (news.failure)
+        throw *news.failure;
+      if (!news.lost.empty())
+        outputs_.log(news.lost);
+      if (!news.peers.empty())
+        return news.peers;
+    }
+    throw error(errc::timeout, "waited 600 s for the learner's " + std::to_string(shape_.size() - 1) + " other ranks to join");
+  }
+
+  void watch(zmq_world& world) {
+    heed(signals_, stop_, outputs_, &entrance_.workers());
+    replace_the_dead();
+    const auto news = hall_.take();
+    if (news.failure && !failure_)
+      failure_ = news.failure;
+    if (!news.lost.empty() && lost_.empty())
+      lost_ = news.lost;
+    if (failure_)
+      world.abort(failure_->what());
+    else if (!lost_.empty())
+      world.abort(lost_);
+  }
+
+  void replace_the_dead() {
+    for (const auto& e : entrance_.workers().reap()) {
+      hall_.exited(e.pid, e.how);
+      entrance_.workers().start();
+    }
+  }
+
+  /// Passes on, and notices that something was done.
+  struct counting final : run_outputs {
+    supervised_ranks& owner;
+    explicit counting(supervised_ranks& o) : owner(o) {}
+    void begin(std::uint32_t step) override { owner.outputs_.begin(step); }
+    void record(std::uint32_t step, const metric_map& metrics) override {
+      owner.progress_ = true;
+      owner.outputs_.record(step, metrics);
+    }
+    void progress(std::uint32_t step, bool validation, std::uint32_t done, std::uint32_t wanted) override {
+      owner.outputs_.progress(step, validation, done, wanted);
+    }
+    void log(const std::string& line) override { owner.outputs_.log(line); }
+  };
+
+  const run_inputs& in_;
+  run_outputs& outputs_;
+  counting counted_{*this};
+  const mesh shape_;
+  const held_signals signals_;
+  const std::string secret_ = make_secret();
+  system_config settings_{true};
+  caf::actor_system sys_{settings_};
+  rank_hall hall_;
+  gate entrance_;
+  std::atomic<bool> stop_ = false, progress_ = false;
+  std::string lost_;
+  std::optional<error> failure_;
+};
+
+} // namespace
+
+void run_supervised(const run_inputs& inputs, run_outputs& outputs) {
+  if (inputs.cfg.placement.processes && learner_layout(inputs.cfg).training.size() > 1)
+    return supervised_ranks(inputs, outputs).run();
+  const held_signals signals;
+  std::atomic<bool> stop = false;
+  run_loop([&] { supervised_loop(inputs, outputs, stop).run(); }, [&] { heed(signals, stop, outputs, nullptr); });
 }
 
 } // namespace troupe

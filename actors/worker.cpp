@@ -205,6 +205,11 @@ void work_as_rank(caf::actor_system& sys, caf::scoped_actor& self, const invitat
     std::this_thread::sleep_for(end_deadline); // its error has gone to the coordinator
     end_with(1);
   }
+  if (info.role == worker_role::learner && at.cfg.run.task != run_task::rl) {
+    const rank_models policy = load_policy_part(at.cfg, ranks, at.where);
+    const trainee part(at.cfg, policy.whole, at.cfg.run.total_steps, at.where);
+    ranks.serve();
+  }
   if (info.role == worker_role::learner) {
     const auto setup = set_up_learner(at);
     const trainee part(at.cfg, setup->policy, setup->total_steps, at.where);

@@ -430,9 +430,6 @@ private:
     for (const std::string key : {"learner.entropy_coeff", "learner.use_kl_loss"})
       if (const auto* f = find_field(key); f->get(c) != f->get(config{}))
         bad(key, errc::bad_config, key + " belongs to run.task = \"rl\", and run.task is " + task + "; leave it out");
-    if (c.placement.processes)
-      bad("placement.processes", errc::unsupported,
-          "placement.processes = true is not in this version with run.task = " + task + ", which can do one process; use false");
   }
 
   void check_placement(const config& c) {

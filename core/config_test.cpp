@@ -175,8 +175,6 @@ TEST(config, what_this_version_cannot_do_is_said) {
   const unsupported table[] = {
       {"[run]\nmode = \"async\"", "f.toml:12:8: run.mode = \"async\" is not in this version, which can do \"sync\""},
       {"[run]\ntask = 'dpo'", "f.toml:12:8: run.task = \"dpo\" is not in this version, which can do \"rl\", \"sft\", \"distill\""},
-      {"[run]\ntask = 'sft'\n[placement]\nprocesses = true",
-       "f.toml:14:13: placement.processes = true is not in this version with run.task = \"sft\", which can do one process; use false"},
       {"[weightsync]\nchannel = 'nccl'",
        "f.toml:12:11: weightsync.channel = \"nccl\" is not in this version, which can do \"auto\", \"shared\", \"zmq\""},
       {"[critic]\nlr = 1e-5\nwarmup = 1", "f.toml:13:10: critic.warmup = 1 is not in this version, which can do 0 only: a critic belongs "

@@ -19,11 +19,11 @@ struct rank_processes : ::testing::Test {
     static tiny_world w;
     return w;
   }
-  static program start(const std::string& name, const settings& some) {
+  static program start(const std::string& name, const settings& some, int steps = last_step) {
     std::vector<std::string> arguments = {"train", world().config().string(), "--threads", "1"};
     for (const auto& s : some)
       arguments.insert(arguments.end(), {"--set", s});
-    for (const std::string& s : {"run.dir=" + world().run_dir(name).string(), "run.total_steps=" + std::to_string(last_step),
+    for (const std::string& s : {"run.dir=" + world().run_dir(name).string(), "run.total_steps=" + std::to_string(steps),
                                  std::string("run.save_freq=2"), std::string("run.test_freq=0")})
       arguments.insert(arguments.end(), {"--set", s});
     return program(arguments, world().run_dir(name + "-output"));
@@ -32,8 +32,8 @@ struct rank_processes : ::testing::Test {
     some.emplace_back("placement.processes=true");
     return some;
   }
-  static void run_whole(const std::string& name, const settings& some) {
-    auto p = start(name, some);
+  static void run_whole(const std::string& name, const settings& some, int steps = last_step) {
+    auto p = start(name, some, steps);
     ASSERT_EQ(p.wait(whole_run), 0) << p.err() << log_of(name);
   }
   static std::string log_of(const std::string& name) { return file_bytes(world().run_dir(name) / "log.txt"); }
@@ -57,6 +57,17 @@ struct rank_processes : ::testing::Test {
         EXPECT_FALSE(wanted.empty()) << at;
         EXPECT_TRUE(file_bytes(world().run_dir(name) / at) == wanted) << name << ": " << at;
       }
+  }
+  /// The process that is that rank, as soon as `step` is recorded.
+  static pid_t rank_at(const std::string& name, const std::string& role, std::size_t rank, int step) {
+    EXPECT_TRUE(until([&] {
+      const auto steps = recorded_steps(world().run_dir(name));
+      return !steps.empty() && steps.back() >= step;
+    })) << log_of(name);
+    const std::string line = "worker " + role + ' ' + std::to_string(rank) + " pid ", log = log_of(name);
+    const auto at = log.find(line);
+    EXPECT_NE(at, std::string::npos) << log;
+    return at == std::string::npos ? 0 : pid_t(std::stol(log.substr(at + line.size())));
   }
   static void expect_as_threads(const std::string& name, const settings& some, std::size_t learners, std::size_t rollouts) {
     SCOPED_TRACE(name);
@@ -106,15 +117,9 @@ TEST_F(rank_processes, AnyRanksDeathEndsInTheSameWeights) {
     SCOPED_TRACE(name);
     const auto dir = world().run_dir(name);
     auto p = start(name, in_processes(stages));
-    ASSERT_TRUE(until([&] {
-      const auto steps = recorded_steps(dir);
-      return !steps.empty() && steps.back() >= 3;
-    })) << log_of(name);
-    const std::string line = "worker " + std::string(role) + ' ' + std::to_string(rank) + " pid ";
-    const std::string log = log_of(name);
-    const auto at = log.find(line);
-    ASSERT_NE(at, std::string::npos) << log;
-    kill(pid_t(std::stol(log.substr(at + line.size()))), signal);
+    const pid_t victim = rank_at(name, role, rank, 3);
+    ASSERT_GT(victim, 0);
+    kill(victim, signal);
     ASSERT_EQ(p.wait(whole_run), 0) << p.err() << log_of(name);
     const std::size_t n = std::string(role) == "learner" ? 4 : 2;
     EXPECT_EQ(joined(dir, role).size(), 2 * n) << "all of its ranks are replaced: " << log_of(name);
@@ -135,6 +140,84 @@ TEST_F(rank_processes, AFailureOnAnotherRankEndsTheRunWithItsLine) {
   EXPECT_EQ(p.wait(whole_run), 2);
   EXPECT_NE(p.err().find("tensor lm_head.weight holds NaN"), std::string::npos) << p.err();
   EXPECT_EQ(n_lines(p.err()), 1u) << p.err();
+}
+
+// ---- sft, distill: `train` is the first rank ----
+
+struct supervised_processes : rank_processes {
+  static constexpr int steps = 40;
+  static settings rows() {
+    const auto file = world().dir() / "rows.jsonl";
+    if (!std::filesystem::exists(file)) {
+      std::ofstream out(file);
+      for (int i = 0; i < 20; ++i)
+        out << R"({"prompt": "say )" << i << R"(", "response": "I say )" << i << "\"}\n";
+    }
+    const std::string list = "[\"" + file.string() + "\"]";
+    return {"data.train_files=" + list, "data.val_files=" + list, "model.dtype=bfloat16"};
+  }
+  static settings tuning() {
+    auto some = rows();
+    some.insert(some.end(), {"run.task=sft", "learner.tensor_parallel_size=2", "learner.pipeline_parallel_size=2"});
+    return some;
+  }
+  /// Of the undisturbed run over threads.
+  static const std::string& wanted() {
+    static const std::string files = [] {
+      run_whole("sft-threads", tuning(), steps);
+      return final_files("sft-threads");
+    }();
+    return files;
+  }
+  static std::string final_files(const std::string& name) {
+    const auto dir = world().run_dir(name) / "checkpoints" / "step-000040";
+    return file_bytes(dir / "model.safetensors") + file_bytes(dir / "optimizer.safetensors");
+  }
+};
+
+TEST_F(supervised_processes, AreWhatThreadsAreAndOutliveAnyRanksDeath) {
+  ASSERT_FALSE(wanted().empty());
+  for (const bool death : {false, true}) {
+    const std::string name = death ? "sft-death" : "sft";
+    SCOPED_TRACE(name);
+    auto p = start(name, in_processes(tuning()), steps);
+    if (death) {
+      const pid_t victim = rank_at(name, "learner", 3, 5);
+      ASSERT_GT(victim, 0);
+      kill(victim, SIGKILL);
+    }
+    ASSERT_EQ(p.wait(whole_run), 0) << p.err() << log_of(name);
+    EXPECT_EQ(p.err(), "");
+    EXPECT_EQ(joined(world().run_dir(name), "learner").size(), death ? 6u : 3u) << log_of(name);
+    EXPECT_EQ(results(name), results("sft-threads"));
+    EXPECT_TRUE(final_files(name) == wanted());
+  }
+}
+
+TEST_F(supervised_processes, LearnFromATeacherAsThreadsDo) {
+  for (const int top : {0, 4}) {
+    auto some = rows();
+    const std::string name = "distill" + std::to_string(top);
+    some.insert(some.end(), {"run.task=distill", "distill.teacher=" + (world().dir() / "model").string(),
+                             "distill.top_k=" + std::to_string(top), "learner.data_parallel_size=2"});
+    run_whole(name + "-threads", some);
+    run_whole(name, in_processes(some));
+    EXPECT_EQ(results(name), results(name + "-threads"));
+    expect_same_checkpoints(name, name + "-threads");
+  }
+}
+
+TEST_F(supervised_processes, EndWithTheSignalAndGoOn) {
+  const auto some = in_processes(tuning());
+  {
+    auto p = start("stopped", some, steps);
+    ASSERT_GT(rank_at("stopped", "learner", 1, 3), 0);
+    p.signal(SIGINT);
+    EXPECT_EQ(p.wait(whole_run), 1);
+    EXPECT_NE(p.err().find("stopped after step"), std::string::npos) << p.err();
+  }
+  run_whole("stopped", some, steps);
+  EXPECT_TRUE(final_files("stopped") == wanted());
 }
 
 } // namespace

@@ -162,7 +162,6 @@ TEST_F(sft_run, BadInputIsOneLine) {
       {{"run.task=distill", "distill.teacher=/none"}, "distill.teacher = \"/none\" is not a directory"},
       {{"run.task=distill", "distill.teacher=" + other}, "distill.teacher: its vocabulary has 64 tokens, the model's has 272"},
       {{"distill.top_k=3"}, "distill.top_k belongs to run.task = \"distill\""},
-      {{"placement.processes=true"}, "placement.processes"},
       {{"learner.use_kl_loss=true"}, "learner.use_kl_loss"},
       {{"run.task=dpo"}, "run.task"},
       {{"data.train_batch_size=100", "learner.ppo_mini_batch_size=100"}, "data.train_batch_size"},
