@@ -331,6 +331,8 @@ void stable_order(machine& m, std::vector<value>& items, const std::optional<val
 value sort_filter(machine& m, const value& v, arguments& args) {
   const auto a = bind(m, "sort", args, {"reverse", "case_sensitive", "attribute"});
   auto items = m.iterate(v);
+  if (a[2] && a[2]->is(kind::string) && a[2]->str().find(',') != std::string::npos)
+    m.unsupported("sort by more than one attribute");
   stable_order(m, items, a[2], a[1] && truthy(*a[1]), a[0] && truthy(*a[0]));
   return value::list(std::move(items));
 }

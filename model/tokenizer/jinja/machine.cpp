@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::size_t max_steps = 5'000'000, max_text = 64u << 20, bytes_a_step = 64;
 constexpr int max_depth = 600;
+constexpr std::string_view nowhere = "chat template: "; // how value.cpp's errors begin
 
 struct loop_state {
   std::vector<value> items;
@@ -116,7 +117,15 @@ std::string machine::run(std::shared_ptr<scope> variables) {
   scope_ = std::move(variables);
   out_ = &out;
   whole_ = &out;
-  execute(program_.statements);
+  try {
+    execute(program_.statements);
+  } catch (const error& e) {
+    // What knows values alone does not know where it is.
+    const std::string_view what = e.what();
+    if (what.starts_with(nowhere))
+      fail(std::string(what.substr(nowhere.size())), e.code());
+    throw;
+  }
   return out;
 }
 
@@ -128,6 +137,8 @@ value machine::evaluate_name(const std::string& name) {
       return it->second;
   if (auto known = global(*this, name))
     return *known;
+  if (name == "varargs" || name == "kwargs") // a macro's further arguments
+    unsupported("the name " + name);
   return value::undefined_named("\"" + name + "\" is undefined");
 }
 
@@ -161,6 +172,8 @@ value machine::attribute(const value& base, const std::string& name) {
     unsupported("the attribute \"" + name + "\"");
   if (base.is(kind::callable) && base.function_->attribute)
     return base.function_->attribute(*this, name);
+  if (base.is(kind::callable))
+    unsupported("an attribute of a function (\"" + name + "\")");
   if (base.is(kind::space)) {
     const value* found = base.map->find(value::string(name));
     return found != nullptr ? *found : value::undefined_named("the namespace has no \"" + name + "\"");
