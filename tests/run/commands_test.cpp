@@ -108,6 +108,40 @@ TEST_F(command_files, GenerateTakesItsOptions) {
   EXPECT_EQ(longest["finish_reason"], "length");
 }
 
+TEST_F(command_files, ALineOfGenerateTakesTheOptionsForItself) {
+  put("plain.jsonl", "{\"prompt\": \"ab\", \"seed\": 3}\n");
+  put("own.jsonl", "{\"prompt\": \"ab\", \"seed\": 3, \"n\": 2, \"max_tokens\": 9, \"frequency_penalty\": 0.5, \"top_logprobs\": 3, "
+                   "\"logit_bias\": {\"97\": 1.5}, \"allowed_token_ids\": [97, 98, 99]}\n{\"prompt\": \"ab\", \"seed\": 3}\n");
+  const words ask = generate_it + words{"--output", "/dev/stdout", "--ignore-eos", "--input"};
+  const auto own = rows_of(result(ask + words{"DIR/own.jsonl", "--max-tokens", "7"}));
+  ASSERT_EQ(own.size(), 3u);
+  const auto told = rows_of(
+      result(ask + words{"DIR/plain.jsonl", "--n", "2", "--max-tokens", "9", "--frequency-penalty", "0.5", "--top-logprobs", "3",
+                         "--logit-bias", "97:1.5", "--allowed-token-ids", "97", "--allowed-token-ids", "99", "--allowed-token-ids", "98"}));
+  ASSERT_EQ(told.size(), 2u);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(own[i], told[i]);
+    EXPECT_EQ(own[i]["output_ids"].size(), 9u);
+    ASSERT_EQ(own[i]["top_logprobs"].size(), 9u);
+    for (std::size_t t = 0; t < 9; ++t) {
+      const int id = own[i]["output_ids"][t];
+      EXPECT_TRUE(id >= 97 && id <= 99);
+      const json& top = own[i]["top_logprobs"][t];
+      ASSERT_EQ(top.size(), 3u);
+      EXPECT_TRUE(top[0][1] >= top[1][1] && top[1][1] >= top[2][1] && top[0][1] >= own[i]["logprobs"][t]);
+      for (const auto& alternative : top)
+        if (alternative[0] == id) {
+          EXPECT_EQ(alternative[1], own[i]["logprobs"][t]);
+        }
+    }
+  }
+  EXPECT_EQ(own[2]["output_ids"].size(), 7u);
+  EXPECT_FALSE(own[2].contains("top_logprobs"));
+  json plain = rows_of(result(ask + words{"DIR/plain.jsonl", "--max-tokens", "7"})).at(0);
+  plain["index"] = 1;
+  EXPECT_EQ(own[2], plain);
+}
+
 /// The lines that are there when a signal comes are the first ones of the whole result, and whole.
 TEST_F(command_files, InterruptedGenerateLeavesWholeLinesInOrder) {
   std::vector<json> prompts;
