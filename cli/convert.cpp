@@ -106,9 +106,10 @@ void add_shard(CLI::App& convert, action& chosen) {
     std::string source, target;
     std::int64_t tp = 1, pp = 1;
   };
-  auto* app = convert.add_subcommand("shard", "one model's directory to one directory a rank of a parallel layout");
+  auto* app = convert.add_subcommand(
+      "shard", "a model's directory, CONFIG.json of a split model or another layout's ranks to one directory a rank of a parallel layout");
   auto o = std::make_shared<options>();
-  app->add_option("SRC", o->source, "model directory")->required();
+  app->add_option("SRC", o->source, "model directory, CONFIG.json, or what `shard` wrote")->required();
   app->add_option("DIR", o->target, "directory to write; must not exist or be empty")->required();
   app->add_option("--tp", o->tp, "tensor-parallel ranks")->capture_default_str()->check(CLI::Range(1, 1024));
   app->add_option("--pp", o->pp, "pipeline stages")->capture_default_str()->check(CLI::Range(1, 1024));

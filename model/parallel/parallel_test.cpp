@@ -3,6 +3,7 @@
 #include "model/parallel/local_ranks.hpp"
 #include "model/parallel/model_support.hpp"
 #include "model/parallel/stages.hpp"
+#include "model/parallel/tensor_parallel.hpp"
 #include "model/parallel/test_support.hpp"
 #include <mutex>
 #include <numeric>
@@ -215,6 +216,62 @@ TEST(Parallel, ReplicasAddTheirGradientsInRankOrder) {
         expected[i] += own[at(d)][i];
     for (const int d : {0, 1, 2})
       expect_same_bits(sums[at(d)], expected, "tp " + std::to_string(t) + " dp " + std::to_string(d));
+  }
+}
+
+// y = x W^T with W [12, 24] cut by columns; x whole on every rank, or cut as W is.
+TEST(Parallel, ARowParallelLinearCutsItsInputWhereItIsWhole) {
+  const std::int64_t n = 5, in = 24, out = 12;
+  const auto x = tiny_gradients(std::size_t(n * in), 1), w = tiny_gradients(std::size_t(out * in), 2), dy = tiny_gradients(60, 3);
+  const tensor_spec spec{"w", {out, in}, shard_rule::columns};
+  const auto matrix = [](const std::vector<float>& from, std::int64_t rows, std::int64_t width, std::int64_t begin, std::int64_t count) {
+    at::Tensor t = empty_matrix<float>(rows, count);
+    for (std::int64_t r = 0; r < rows; ++r)
+      std::copy_n(from.begin() + r * width + begin, count, data<float>(t) + r * count);
+    return t;
+  };
+  const auto values = [](const at::Tensor& t) { return std::vector<float>(data<float>(t), data<float>(t) + t.numel()); };
+  for (const int tp : {2, 4}) {
+    thread_world world(std::chrono::seconds(20));
+    const auto contexts = make_contexts(world, {1, 1, tp});
+    std::vector<std::vector<float>> y_whole(4), y_cut(4), dx_whole(4), dx_cut(4);
+    expect_no_errors(run_ranks(tp, [&](int r) {
+      compute where(1);
+      const tensor_parallel group(contexts[std::size_t(r)].tp, false);
+      const std::int64_t own = in / tp;
+      weight part = make_weight(spec, r, tp);
+      part.value = matrix(w, out, in, r * own, own);
+      stacked_linear<float> linear({&part}, false);
+      linear.lay_out(where, true);
+      const auto i = std::size_t(r);
+      y_whole[i] = values(row_parallel(where, group, linear, matrix(x, n, in, 0, in), nullptr, "y", false));
+      y_cut[i] = values(row_parallel(where, group, linear, matrix(x, n, in, r * own, own), nullptr, "y"));
+      const at::Tensor d = matrix(dy, n, out, 0, out);
+      dx_whole[i] = values(row_parallel_backward(where, group, linear, d, "dx", false));
+      dx_cut[i] = values(row_parallel_backward(where, group, linear, d, "dx"));
+    }));
+    for (int r = 0; r < tp; ++r) {
+      const auto i = std::size_t(r);
+      EXPECT_EQ(y_whole[i], y_cut[i]);
+      EXPECT_EQ(dx_whole[i], dx_whole[0]);
+      ASSERT_EQ(dx_whole[i].size(), std::size_t(n * in));
+      for (std::int64_t row = 0; row < n; ++row) {
+        for (std::int64_t c = 0; c < in / tp; ++c)
+          EXPECT_EQ(dx_whole[i][std::size_t(row * in + r * (in / tp) + c)], dx_cut[i][std::size_t(row * (in / tp) + c)]);
+        for (std::int64_t o = 0; o < out; ++o) {
+          double sum = 0;
+          for (std::int64_t k = 0; k < in; ++k)
+            sum += double(x[std::size_t(row * in + k)]) * double(w[std::size_t(o * in + k)]);
+          EXPECT_NEAR(y_whole[i][std::size_t(row * out + o)], sum, 1e-5);
+        }
+        for (std::int64_t k = 0; k < in; ++k) {
+          double sum = 0;
+          for (std::int64_t o = 0; o < out; ++o)
+            sum += double(dy[std::size_t(row * out + o)]) * double(w[std::size_t(o * in + k)]);
+          EXPECT_NEAR(dx_whole[i][std::size_t(row * in + k)], sum, 1e-5);
+        }
+      }
+    }
   }
 }
 

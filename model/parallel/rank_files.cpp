@@ -14,7 +14,8 @@ void save_rank_weights(causal_lm& model, const rank_context& ranks, const std::f
         i,
         [](const parameter& p, std::size_t) -> std::span<const float> {
           if (p.master.size() != p.numel())
-            throw error{errc::bad_shape, "save: tensor " + p.name + " has no master; load the model for training, with it among what is trained"};
+            throw error{errc::bad_shape,
+                        "save: tensor " + p.name + " has no master; load the model for training, with it among what is trained"};
           return p.master;
         },
         whole);

@@ -80,11 +80,29 @@ at::Tensor tensor_parallel::gather_columns(const at::Tensor& y, std::int64_t wid
 }
 
 template <class T>
+at::Tensor tensor_parallel::own_columns(const at::Tensor& x) const {
+  if (!group_)
+    return x;
+  const std::int64_t n = x.size(0), all = x.size(1), own = all / size();
+  at::Tensor mine = empty_matrix<T>(n, own);
+  for (std::int64_t r = 0; r < n; ++r)
+    std::memcpy(data<T>(mine) + r * own, data<T>(x) + r * all + rank() * own, std::size_t(own) * sizeof(T));
+  return mine;
+}
+
+template <class T>
 at::Tensor row_parallel(compute& where, const tensor_parallel& tp, const stacked_linear<T>& linear, const at::Tensor& x,
-                        const at::Tensor* residual, std::string_view what) {
+                        const at::Tensor* residual, std::string_view what, bool input_is_parallel) {
   if (tp.size() == 1)
     return linear.forward(where, x, residual);
-  return tp.sum_rows<T>(where, linear.forward(where, x), residual, what);
+  return tp.sum_rows<T>(where, linear.forward(where, input_is_parallel ? x : tp.own_columns<T>(x)), residual, what);
+}
+
+template <class T>
+at::Tensor row_parallel_backward(compute& where, const tensor_parallel& tp, const stacked_linear<T>& linear, const at::Tensor& dy,
+                                 std::string_view what, bool input_is_parallel) {
+  const at::Tensor dx = linear.backward_input(where, dy);
+  return input_is_parallel ? dx : tp.gather_columns<float>(dx, dx.size(1), dx.size(1) * tp.size(), what);
 }
 
 partial_gradients::partial_gradients(const tensor_parallel& tp, int replicas, const std::vector<weight*>& weights)
@@ -130,8 +148,11 @@ void partial_gradients::add(compute& where, std::string_view what) {
   template at::Tensor tensor_parallel::gather_rows<T>(const at::Tensor&, std::int64_t, std::string_view) const;                            \
   template at::Tensor tensor_parallel::sum_rows<T>(compute&, at::Tensor, const at::Tensor*, std::string_view) const;                       \
   template at::Tensor tensor_parallel::gather_columns<T>(const at::Tensor&, std::int64_t, std::int64_t, std::string_view) const;           \
+  template at::Tensor tensor_parallel::own_columns<T>(const at::Tensor&) const;                                                            \
   template at::Tensor row_parallel(compute&, const tensor_parallel&, const stacked_linear<T>&, const at::Tensor&, const at::Tensor*,       \
-                                   std::string_view);
+                                   std::string_view, bool);                                                                                \
+  template at::Tensor row_parallel_backward(compute&, const tensor_parallel&, const stacked_linear<T>&, const at::Tensor&,                 \
+                                            std::string_view, bool);
 RG_INSTANCE(bf16)
 RG_INSTANCE(float)
 #undef RG_INSTANCE

@@ -35,15 +35,24 @@ public:
   template <class T>
   at::Tensor gather_columns(const at::Tensor& y, std::int64_t widest, std::int64_t total, std::string_view what) const;
 
+  /// x [n, size * own] of T, the same on every rank -> this rank's columns [n, own]. Its gradient is gather_columns.
+  template <class T>
+  at::Tensor own_columns(const at::Tensor& x) const;
+
 private:
   std::shared_ptr<communicator> group_;
   bool sequence_ = false;
 };
 
-/// y = x W^T + residual, W row parallel: x [n, inputs of this rank], y [rows(n), outputs].
+/// y = x W^T + residual, W row parallel: x [n, inputs of this rank], or, unless input_is_parallel, [n, inputs of all ranks];
+/// y [rows(n), outputs].
 template <class T>
 at::Tensor row_parallel(compute& where, const tensor_parallel& tp, const stacked_linear<T>& linear, const at::Tensor& x,
-                        const at::Tensor* residual, std::string_view what);
+                        const at::Tensor* residual, std::string_view what, bool input_is_parallel = true);
+/// dx f32, of the shape of its x, from dy [n, outputs] of T (all rows: gather_rows).
+template <class T>
+at::Tensor row_parallel_backward(compute& where, const tensor_parallel& tp, const stacked_linear<T>& linear, const at::Tensor& dy,
+                                 std::string_view what, bool input_is_parallel = true);
 
 /// While it lives, gradients of these weights are this rank's part; `add` sums them over `replicas` consecutive ranks, the ones
 /// that hold the same tensor, in rank order, and adds the sum to what the gradients held before.

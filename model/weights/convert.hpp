@@ -39,8 +39,10 @@ struct new_adapter {
 conversion convert_split(const std::filesystem::path& config, const std::filesystem::path& target, std::optional<dtype> type,
                          std::uint64_t seed, const new_adapter* adapter = nullptr);
 
-/// A model's directory as one directory a rank, rank-pp0-tp0 and so on, each with its parts of the tensors under their own
-/// names, and layout.json, which says how many. Same promises as convert_gguf; errc::bad_config where ranks cannot share the model.
+/// A model's directory, a split model's configuration file (as convert_split, seed 0), or what convert_shard wrote for another layout,
+/// as one directory a rank, rank-pp0-tp0 and so on, each with its parts of the tensors under their own
+/// names, and layout.json, which says how many. The last two take the room of the whole model on disk meanwhile. Same promises as
+/// convert_gguf; errc::bad_config where ranks cannot share the model.
 conversion convert_shard(const std::filesystem::path& source, const std::filesystem::path& target, std::int64_t tp, std::int64_t pp);
 
 /// Such ranks as one model's directory: the bytes that convert_shard read. Ranks that hold the same part must agree.

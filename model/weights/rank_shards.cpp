@@ -132,7 +132,14 @@ void copy_description(const fs::path& source, const fs::path& target, const mode
 
 } // namespace
 
-conversion convert_shard(const fs::path& source, const fs::path& target, std::int64_t tp, std::int64_t pp) {
+// Throws errc::bad_config where ranks cannot share the model.
+static void check_layout(const model_config& cfg, std::int64_t tp, std::int64_t pp) {
+  stages_of(cfg, pp);
+  for (const auto& spec : tensors_of(cfg))
+    shard_of(spec, 0, tp);
+}
+
+static conversion shard_directory(const fs::path& source, const fs::path& target, std::int64_t tp, std::int64_t pp) {
   const auto cfg = load_model_config(source);
   const safetensors_reader files(source);
   check_tensors(files, cfg);
@@ -152,6 +159,25 @@ conversion convert_shard(const fs::path& source, const fs::path& target, std::in
     for (std::int64_t t = 0; t < tp; ++t)
       write_rank(staged.path() / rank_name(p, t), files, stages[std::size_t(p)], t, tp);
   staged.commit();
+  return done;
+}
+
+conversion convert_shard(const fs::path& source, const fs::path& target, std::int64_t tp, std::int64_t pp) {
+  const bool split = fs::is_regular_file(source), ranks = fs::exists(source / layout_name);
+  if (!split && !ranks)
+    return shard_directory(source, target, tp, pp);
+  fs::path beside = target;
+  beside += ".whole";
+  const staged_directory scratch(beside); // goes with its end
+  const fs::path whole = scratch.path() / "model";
+  check_layout(split ? parse_model_config(read_file(source), source.string()) : load_model_config(source), tp, pp);
+  { const staged_directory possible(target); } // refused before the work
+  if (split)
+    convert_split(source, whole, std::nullopt, 0);
+  else
+    convert_join(source, whole);
+  auto done = shard_directory(whole, target, tp, pp);
+  done.source = source;
   return done;
 }
 

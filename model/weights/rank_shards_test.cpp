@@ -42,6 +42,37 @@ TEST(RankShards, JoiningGivesTheSameBytesBackFromEveryLayout) {
   }
 }
 
+TEST(RankShards, AnotherLayoutsRanksAndASplitModelsFileAreSourcesToo) {
+  const scratch dir;
+  write_model(dir / "split", split_config(), dtype::f32);
+  convert_shard(dir / "split", dir / "four", 4, 1);
+  convert_shard(dir / "four", dir / "six", 2, 3);
+  convert_shard(dir / "split", dir / "direct", 2, 3);
+  for (const auto& entry : fs::recursive_directory_iterator(dir / "direct"))
+    if (entry.is_regular_file()) {
+      EXPECT_EQ(read_file(dir / "six" / fs::relative(entry.path(), dir / "direct")), read_file(entry.path())) << entry.path();
+    }
+  const auto half = tiny_config(32, 3, 4, 2);
+  write_model(dir / "first", half, dtype::bf16);
+  dir.put("split.json", nlohmann::json{{"architectures", {"CustomSplitLLamaForCausalLM"}},
+                                       {"path8b", (dir / "first").string()},
+                                       {"path70b", (dir / "first").string()},
+                                       {"num_layers_8", 1},
+                                       {"num_layers_70", 2},
+                                       {"vocab_size", half.at("vocab_size")},
+                                       {"mlp", false}}
+                            .dump());
+  convert_split(dir / "split.json", dir / "whole", std::nullopt, 0);
+  convert_shard(dir / "split.json", dir / "ranks", 2, 2);
+  convert_join(dir / "ranks", dir / "joined");
+  EXPECT_EQ(read_file(dir / "joined/model.safetensors"), read_file(dir / "whole/model.safetensors"));
+  for (const auto& source : {dir / "four", dir / "split.json"})
+    EXPECT_NE(message_of(dir.path(), errc::bad_config, [&] { convert_shard(source, dir / "out", 3, 1); }).find("tensor_parallel_size = 3"),
+              std::string::npos);
+  for (const auto& entry : fs::directory_iterator(dir.path()))
+    EXPECT_EQ(entry.path().string().find(".whole"), std::string::npos) << entry.path();
+}
+
 // Rows of the vocabulary, not columns; the last rank has what is left of them.
 TEST(RankShards, EmbeddingAndHeadAreCutByDimZero) {
   const scratch dir;
