@@ -370,4 +370,14 @@ std::optional<std::vector<std::int64_t>> gguf_reader::integers(const std::string
   return all;
 }
 
+std::optional<std::vector<float>> gguf_reader::floats(const std::string& key) const {
+  const auto* value = impl_->find(
+      key, true, [](gguf_type t) { return t == gguf_type::f32; }, "an array of float32");
+  if (value == nullptr)
+    return std::nullopt;
+  std::vector<float> all(value->count);
+  std::memcpy(all.data(), value->bytes.data(), all.size() * sizeof(float));
+  return all;
+}
+
 } // namespace troupe

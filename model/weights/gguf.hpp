@@ -51,6 +51,7 @@ public:
   std::optional<std::string_view> text(const std::string& key) const;
   std::optional<std::vector<std::string_view>> texts(const std::string& key) const;
   std::optional<std::vector<std::int64_t>> integers(const std::string& key) const;
+  std::optional<std::vector<float>> floats(const std::string& key) const; // of float32
 
   /// errc::bad_input: "FILE: reason".
   [[noreturn]] void refuse(const std::string& reason) const;

@@ -3,6 +3,8 @@
 #include "core/files.hpp"
 #include "model/weights/json.hpp"
 #include <algorithm>
+#include <cmath>
+#include <tuple>
 #include <unordered_map>
 
 namespace troupe {
@@ -12,7 +14,12 @@ namespace {
 using json = nlohmann::json;
 
 // llama.cpp's token types.
-constexpr std::int64_t control_token = 3, user_defined_token = 4;
+constexpr std::int64_t unknown_token = 2, control_token = 3, user_defined_token = 4, unused_token = 5, byte_token = 6;
+// SentencePiece's stand-in for a space.
+constexpr const char* space = "\u2581";
+
+/// Llama 2's kind: pieces of SentencePiece's BPE, with scores in place of merges.
+bool is_sentencepiece(const gguf_reader& file) { return file.text("tokenizer.ggml.model") == "llama"; }
 
 json byte_level(bool use_regex) {
   return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", use_regex}};
@@ -36,6 +43,12 @@ json qwen2_pre() {
       split(R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)"));
 }
 
+json tekken_pre() {
+  return sequence(split(R"([^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+)"
+                        R"(|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*)"
+                        R"(|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+)"));
+}
+
 struct pre_entry {
   const char* name;
   json (*pre_tokenizer)();
@@ -45,10 +58,9 @@ struct pre_entry {
 };
 
 constexpr pre_entry known_pre[] = {
-    {"smollm", smollm_pre, false, false, false},
-    {"gpt-2", gpt2_pre, false, false, false},
-    {"llama-bpe", llama3_pre, false, true, true},
-    {"qwen2", qwen2_pre, true, false, false},
+    {"smollm", smollm_pre, false, false, false}, {"gpt-2", gpt2_pre, false, false, false},  {"llama-bpe", llama3_pre, false, true, true},
+    {"llama-v3", llama3_pre, false, true, true}, {"llama3", llama3_pre, false, true, true}, {"qwen2", qwen2_pre, true, false, false},
+    {"tekken", tekken_pre, false, true, true},
 };
 
 const pre_entry& pre_of(const gguf_reader& file) {
@@ -56,8 +68,8 @@ const pre_entry& pre_of(const gguf_reader& file) {
   if (!model)
     file.refuse("has no tokenizer: key \"tokenizer.ggml.model\" is missing");
   if (*model != "gpt2")
-    throw error(errc::unsupported,
-                file.path().string() + ": tokenizer.ggml.model = " + in_quotes(*model) + ": this version knows gpt2 (byte-level BPE)");
+    throw error(errc::unsupported, file.path().string() + ": tokenizer.ggml.model = " + in_quotes(*model) +
+                                       ": this version knows gpt2 (byte-level BPE) and llama (SentencePiece's BPE)");
   const auto name = file.text("tokenizer.ggml.pre");
   if (!name)
     file.refuse("key \"tokenizer.ggml.pre\" is missing: how text is split into words is not known");
@@ -123,14 +135,14 @@ json merges_of(const gguf_reader& file, const vocabulary& vocab) {
 json added_tokens_of(const vocabulary& vocab) {
   json added = json::array();
   for (std::size_t id = 0; id < vocab.tokens.size(); ++id)
-    if (vocab.types[id] == control_token || vocab.types[id] == user_defined_token)
+    if (vocab.types[id] == control_token || vocab.types[id] == user_defined_token || vocab.types[id] == unknown_token)
       added.push_back({{"id", id},
                        {"content", vocab.tokens[id]},
                        {"single_word", false},
                        {"lstrip", false},
                        {"rstrip", false},
                        {"normalized", false},
-                       {"special", vocab.types[id] == control_token}});
+                       {"special", vocab.types[id] != user_defined_token}});
   return added;
 }
 
@@ -187,6 +199,87 @@ json tokenizer_json(const gguf_reader& file, const pre_entry& pre, const vocabul
             {"merges", merges_of(file, vocab)}}}};
 }
 
+/// How SentencePiece puts its pieces together: the best score first, then (Transformers' order) the longest left part. Pieces that stand
+/// for themselves are never put together.
+json merges_by_score(const gguf_reader& file, const vocabulary& vocab) {
+  const auto scores = file.floats("tokenizer.ggml.scores");
+  if (!scores || scores->size() != vocab.tokens.size())
+    file.refuse("tokenizer.ggml.scores must have one number for each of the " + std::to_string(vocab.tokens.size()) + " tokens");
+  struct merge {
+    float score;
+    std::size_t left_length, right_length; // in characters
+    std::string_view left, right;
+  };
+  const auto starts = [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; };
+  const auto length = [&](std::string_view s) { return std::size_t(std::count_if(s.begin(), s.end(), starts)); };
+  const auto mergeable = [&](std::string_view piece) {
+    const auto found = vocab.ids.find(piece);
+    if (found == vocab.ids.end())
+      return false;
+    const auto type = vocab.types[found->second];
+    return type != unknown_token && type != control_token && type != unused_token && type != byte_token;
+  };
+  std::vector<merge> merges;
+  for (std::size_t id = 0; id < vocab.tokens.size(); ++id) {
+    const std::string_view whole = vocab.tokens[id];
+    if (!std::isfinite((*scores)[id]))
+      file.refuse("tokenizer.ggml.scores: number " + std::to_string(id) + " is not finite");
+    if (!mergeable(whole) || vocab.types[id] == user_defined_token)
+      continue;
+    for (std::size_t at = 1; at < whole.size(); ++at)
+      if (starts(whole[at]) && mergeable(whole.substr(0, at)) && mergeable(whole.substr(at)))
+        merges.push_back({(*scores)[id], length(whole.substr(0, at)), length(whole.substr(at)), whole.substr(0, at), whole.substr(at)});
+  }
+  std::stable_sort(merges.begin(), merges.end(), [](const merge& a, const merge& b) {
+    return std::tie(a.score, a.left_length, a.right_length) > std::tie(b.score, b.left_length, b.right_length);
+  });
+  json pairs = json::array();
+  for (const auto& m : merges)
+    pairs.push_back({m.left, m.right});
+  return pairs;
+}
+
+/// As Llama 2's own tokenizer.json: a space in front of every stretch of text, bytes for what is no piece.
+json sentencepiece_json(const gguf_reader& file, const vocabulary& vocab) {
+  json ids = json::object(), unknown = nullptr;
+  for (std::size_t id = 0; id < vocab.tokens.size(); ++id) {
+    ids[std::string(vocab.tokens[id])] = id;
+    if (vocab.types[id] == unknown_token)
+      unknown = vocab.tokens[id];
+  }
+  const bool prefix = file.flag("tokenizer.ggml.add_space_prefix").value_or(true);
+  const json spaces = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", space}};
+  json normalizers = json::array(), decoders = {{{"type", "Replace"}, {"pattern", {{"String", space}}}, {"content", " "}},
+                                                {{"type", "ByteFallback"}},
+                                                {{"type", "Fuse"}}};
+  if (prefix) {
+    normalizers.push_back({{"type", "Prepend"}, {"prepend", space}});
+    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  }
+  normalizers.push_back(spaces);
+  const bool add_bos = file.flag("tokenizer.ggml.add_bos_token").value_or(true);
+  const bool add_eos = file.flag("tokenizer.ggml.add_eos_token").value_or(false);
+  return {{"version", "1.0"},
+          {"truncation", nullptr},
+          {"padding", nullptr},
+          {"added_tokens", added_tokens_of(vocab)},
+          {"normalizer", {{"type", "Sequence"}, {"normalizers", normalizers}}},
+          {"pre_tokenizer", nullptr},
+          {"post_processor", post_processor_of(file, vocab, add_bos, add_eos)},
+          {"decoder", {{"type", "Sequence"}, {"decoders", decoders}}},
+          {"model",
+           {{"type", "BPE"},
+            {"dropout", nullptr},
+            {"unk_token", unknown},
+            {"continuing_subword_prefix", nullptr},
+            {"end_of_word_suffix", nullptr},
+            {"fuse_unk", true},
+            {"byte_fallback", true},
+            {"ignore_merges", false},
+            {"vocab", std::move(ids)},
+            {"merges", merges_by_score(file, vocab)}}}};
+}
+
 json tokenizer_config_json(const gguf_reader& file, const vocabulary& vocab) {
   // Transformers rebuilds the pre-tokenizer of every other class, and loses parts of it.
   json config = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
@@ -220,9 +313,9 @@ std::optional<std::int64_t> gguf_token_id(const gguf_reader& file, const std::st
 }
 
 void write_gguf_tokenizer(const gguf_reader& file, const std::filesystem::path& dir) {
-  const auto& pre = pre_of(file);
+  const pre_entry* pre = is_sentencepiece(file) ? nullptr : &pre_of(file);
   const auto vocab = read_vocabulary(file);
-  write_file(dir / "tokenizer.json", tokenizer_json(file, pre, vocab).dump(1) + "\n");
+  write_file(dir / "tokenizer.json", (pre ? tokenizer_json(file, *pre, vocab) : sentencepiece_json(file, vocab)).dump(1) + "\n");
   write_file(dir / "tokenizer_config.json", tokenizer_config_json(file, vocab).dump(2) + "\n");
   if (const auto source = file.text("tokenizer.chat_template")) {
     if (!is_utf8(*source))

@@ -35,6 +35,29 @@ TEST_F(command_files, TokenizeAndBack) {
   EXPECT_TRUE(fs::is_symlink("/dev/stdout"));
 }
 
+// A GGUF file with SentencePiece's pieces and scores: the ids that the package itself gives, and back.
+TEST_F(command_files, ConvertedSentencePieceEncodesAsThePackage) {
+  const std::string reference = TROUPE_SOURCE_DIR "/tests/reference/weights/";
+  result({"convert", "gguf", reference + "sentencepiece.gguf", "DIR/made"});
+  const auto cases = json::parse(file_bytes(reference + "sentencepiece.json"));
+  std::vector<json> texts, ids;
+  for (const auto& c : cases) {
+    texts.push_back({{"text", c[0]}});
+    ids.push_back({{"ids", c[1]}});
+  }
+  ASSERT_GE(texts.size(), 300u);
+  put("texts.jsonl", jsonl(texts));
+  put("wanted.jsonl", jsonl(ids));
+  result({"tokenize", "--model", "DIR/made", "--input", "DIR/texts.jsonl", "--output", "DIR/ids.jsonl"});
+  result({"tokenize", "--decode", "--model", "DIR/made", "--input", "DIR/wanted.jsonl", "--output", "DIR/back.jsonl"});
+  const auto got = rows_of(file_bytes(dir() / "ids.jsonl")), back = rows_of(file_bytes(dir() / "back.jsonl"));
+  ASSERT_EQ(got.size(), cases.size());
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    EXPECT_EQ(got[i]["ids"], cases[i][1]) << cases[i][0];
+    EXPECT_NE(back[i]["text"].get<std::string>().find(cases[i][0].get<std::string>()), std::string::npos) << cases[i][0] << back[i];
+  }
+}
+
 TEST_F(command_files, GenerateAndScoreGiveTheSameBits) {
   put("prompts.jsonl",
       "{\"prompt\": \"ab\"}\r\n\n{\"input_ids\": [1, 2, 3], \"seed\": 18446744073709551615}\n{\"prompt\": \"ab\", \"seed\": 7}");

@@ -215,6 +215,40 @@ def family(name: str, architecture: str) -> None:
     close(writer)
 
 
+def sentencepiece_file() -> None:
+    """../sentencepiece/bpe.model as llama.cpp's converter stores it, on a model of one layer; what the package itself makes of texts."""
+    import sentencepiece
+
+    sp = sentencepiece.SentencePieceProcessor(model_file="../sentencepiece/bpe.model")
+    n = sp.get_piece_size()
+    writer = gguf.GGUFWriter("sentencepiece.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(4)
+    writer.add_feed_forward_length(4)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    kind = lambda i: 2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 4 if sp.id_to_piece(i) in ("[INST]", "world") else 1
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([sp.id_to_piece(i) for i in range(n)])
+    writer.add_token_scores([sp.get_score(i) for i in range(n)])
+    writer.add_token_types([kind(i) for i in range(n)])
+    writer.add_bos_token_id(sp.bos_id())
+    writer.add_eos_token_id(sp.eos_id())
+    zeros = lambda *shape: np.full(shape, 0.5, np.float32)
+    writer.add_tensor("token_embd.weight", zeros(n, 4))
+    writer.add_tensor("output_norm.weight", zeros(4))
+    for part in ("attn_norm", "ffn_norm"):
+        writer.add_tensor(f"blk.0.{part}.weight", zeros(4))
+    for part in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+        writer.add_tensor(f"blk.0.{part}.weight", zeros(4, 4))
+    close(writer)
+    # Texts in which SentencePiece finds no piece that stands for itself, which tokenizer.json keeps apart.
+    texts = [t for t in json.load(open("../tokenizer/texts.json")) if t and "\0" not in t and "world" not in t and "[INST]" not in t and "\u2581" not in t and "<" not in t][:400]
+    cases = [[t, [sp.bos_id(), *sp.encode(t)]] for t in texts]
+    open("sentencepiece.json", "w").write(json.dumps(cases, separators=(",", ":")) + "\n")
+
+
 if __name__ == "__main__":
     mixed()
     quants()
@@ -223,3 +257,4 @@ if __name__ == "__main__":
     print(json.dumps(SIZES))
     for name, architecture in {"biases": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}.items():
         family(name, architecture)
+    sentencepiece_file()
