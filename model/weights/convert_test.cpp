@@ -107,6 +107,27 @@ TEST(convert_gguf, writes_the_tokenizer) {
   EXPECT_EQ(read_file(dir / "out/chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}");
 }
 
+TEST(convert_gguf, reads_a_split_file_from_its_first_part) {
+  const scratch dir;
+  convert_gguf(reference("split-00001-of-00003.gguf"), dir / "parts", dtype::f32);
+  convert_gguf(reference("llama.gguf"), dir / "one", dtype::f32);
+  for (const char* file : {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"})
+    EXPECT_EQ(read_file(dir / "parts" / file), read_file(dir / "one" / file)) << file;
+  const auto text = [&](const char* name) {
+    return message_of(dir.path(), errc::bad_input, [&] { convert_gguf(dir / name, dir / "out", dtype::f32); });
+  };
+  for (const char* part : {"00001", "00002", "00003"})
+    dir.put(std::string("a-") + part + "-of-00003.gguf", read_file(reference(std::string("split-") + part + "-of-00003.gguf")));
+  EXPECT_EQ(text("a-00002-of-00003.gguf"), "DIR/a-00002-of-00003.gguf: is part 2 of 3; name the first, a-00001-of-00003.gguf");
+  dir.put("b.gguf", read_file(reference("split-00001-of-00003.gguf")));
+  EXPECT_EQ(text("b.gguf"), "DIR/b.gguf: is part 1 of 3; its name must end with -00001-of-00003.gguf for the others to be found");
+  dir.put("a-00003-of-00003.gguf", read_file(reference("split-00002-of-00003.gguf")));
+  EXPECT_EQ(text("a-00001-of-00003.gguf"), "DIR/a-00003-of-00003.gguf: is not part 3 of 3 by its split.no and split.count");
+  fs::remove(dir / "a-00003-of-00003.gguf");
+  EXPECT_NE(text("a-00001-of-00003.gguf").find("DIR/a-00003-of-00003.gguf"), std::string::npos);
+  EXPECT_FALSE(fs::exists(dir / "out"));
+}
+
 // Biases and yarn; a window; biases without rows turned; head norms and yarn with every number given.
 TEST(convert_gguf, gives_the_other_families) {
   for (const std::string name : {"biases", "mistral", "qwen2", "qwen3"}) {

@@ -6,6 +6,7 @@
 #include <bit>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
@@ -243,6 +244,7 @@ struct gguf_reader::impl {
   mapped_file file;
   std::map<std::string, gguf_value> metadata;
   std::map<std::string, gguf_tensor> tensors;
+  std::vector<gguf_reader> parts; // after the first
 
   explicit impl(const fs::path& from) : path(from), file(from) {}
 
@@ -304,7 +306,50 @@ struct gguf_reader::impl {
   }
 };
 
-gguf_reader::gguf_reader(const fs::path& file) : impl_(std::make_unique<impl>(file)) { impl_->read(*this); }
+namespace {
+
+// "NAME-00002-of-00003.gguf"
+std::string part_suffix(std::int64_t number, std::int64_t count) {
+  char text[48];
+  std::snprintf(text, sizeof text, "-%05lld-of-%05lld.gguf", static_cast<long long>(number), static_cast<long long>(count));
+  return text;
+}
+
+} // namespace
+
+gguf_reader::gguf_reader(const fs::path& file, bool /*part*/) : impl_(std::make_unique<impl>(file)) { impl_->read(*this); }
+
+gguf_reader::gguf_reader(const fs::path& file) : gguf_reader(file, true) {
+  if (const auto count = integer("split.count").value_or(1); count != 1)
+    read_parts(count);
+}
+
+// The parts lie beside the first; metadata are the first's, each part has its own tensors.
+void gguf_reader::read_parts(std::int64_t count) {
+  constexpr std::int64_t most = 99999; // five digits
+  const auto number = integer("split.no").value_or(0);
+  if (count < 1 || count > most || number < 0 || number >= count)
+    refuse("split.no = " + std::to_string(number) + " of split.count = " + std::to_string(count));
+  const auto own = part_suffix(number + 1, count), name = path().filename().string();
+  if (!name.ends_with(own))
+    refuse("is part " + std::to_string(number + 1) + " of " + std::to_string(count) + "; its name must end with " + own +
+           " for the others to be found");
+  const auto stem = name.substr(0, name.size() - own.size());
+  if (number != 0)
+    refuse("is part " + std::to_string(number + 1) + " of " + std::to_string(count) + "; name the first, " + stem + part_suffix(1, count));
+  for (std::int64_t i = 1; i < count; ++i) {
+    gguf_reader part(path().parent_path() / (stem + part_suffix(i + 1, count)), true);
+    if (part.integer("split.no").value_or(-1) != i || part.integer("split.count").value_or(-1) != count)
+      part.refuse("is not part " + std::to_string(i + 1) + " of " + std::to_string(count) + " by its split.no and split.count");
+    for (const auto& [tensor, where] : part.tensors())
+      if (!impl_->tensors.emplace(tensor, where).second)
+        part.refuse("tensor " + in_quotes(tensor) + " is in a part before it too");
+    impl_->parts.push_back(std::move(part));
+  }
+  if (const auto all = integer("split.tensors.count"); all && *all != std::int64_t(tensors().size()))
+    refuse("split.tensors.count = " + std::to_string(*all) + ", but the " + std::to_string(count) + " parts have " +
+           std::to_string(tensors().size()) + " tensors");
+}
 gguf_reader::~gguf_reader() = default;
 gguf_reader::gguf_reader(gguf_reader&&) noexcept = default;
 

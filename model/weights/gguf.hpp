@@ -31,7 +31,7 @@ struct gguf_tensor {
   std::size_t numel() const;
 };
 
-/// A GGUF file of version 2 or 3, little-endian, mapped. Every count, offset and length is checked against the file's size
+/// A GGUF file of version 2 or 3, little-endian, mapped, or the first of a split one's parts, which stand for all of them. Every count, offset and length is checked against the file's size
 /// before it is used. Throws errc::bad_input naming file, key or tensor, errc::unsupported for versions and tensor types
 /// that cannot be read. Reading is thread-safe; views live as long as the reader.
 class gguf_reader {
@@ -58,6 +58,8 @@ public:
 
 private:
   struct impl;
+  gguf_reader(const std::filesystem::path& file, bool part);
+  void read_parts(std::int64_t count);
   std::unique_ptr<impl> impl_;
 };
 

@@ -128,7 +128,11 @@ def llama() -> None:
     tensors = hugging_face_tensors()
     save_file(tensors, "llama.safetensors", metadata={"format": "pt"})
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, SIZES["layers"])
-    writer = gguf.GGUFWriter("llama.gguf", "llama")
+    for parts in ({}, {"split_max_tensors": 8}):
+        llama_file(gguf.GGUFWriter("split.gguf" if parts else "llama.gguf", "llama", **parts), tensors, names)
+
+
+def llama_file(writer: gguf.GGUFWriter, tensors: dict[str, torch.Tensor], names: gguf.TensorNameMap) -> None:
     writer.add_context_length(128)
     writer.add_embedding_length(SIZES["hidden"])
     writer.add_block_count(SIZES["layers"])
