@@ -150,7 +150,7 @@ void coordinator_state::remove_ranks(worker_role role, std::uint32_t first) {
     lost_pids.insert(it->second.info.pid);
     self->demonitor(it->second.handle->address());
     setup->host->end_process(it->second.info.pid);
-    caf::anon_send_exit(it->second.handle, caf::exit_reason::kill); // of those that were started elsewhere
+    caf::anon_send_exit(it->second.handle, caf::exit_reason::remote_link_unreachable); // of those that were started elsewhere
     ranks.erase(it);
   }
 }

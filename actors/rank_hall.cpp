@@ -138,7 +138,7 @@ std::vector<std::int64_t> rank_hall::dismiss(bool kill) {
   std::vector<std::int64_t> pids;
   for (const auto& [r, m] : state_->ranks) {
     pids.push_back(m.info.pid);
-    caf::anon_send_exit(m.handle, kill ? caf::exit_reason::kill : caf::exit_reason::user_shutdown);
+    caf::anon_send_exit(m.handle, kill ? caf::exit_reason::remote_link_unreachable : caf::exit_reason::user_shutdown);
   }
   state_->ranks.clear();
   state_->own.clear();

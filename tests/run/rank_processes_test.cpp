@@ -142,6 +142,36 @@ TEST_F(rank_processes, AFailureOnAnotherRankEndsTheRunWithItsLine) {
   EXPECT_EQ(n_lines(p.err()), 1u) << p.err();
 }
 
+// Ranks that were started by hand are not `train`'s to kill: they end by themselves, each with its line.
+TEST_F(rank_processes, RanksThatWereStartedByHandEndWithTheirOthers) {
+  auto some = in_processes({"rollout.tensor_parallel_size=2", "learner.tensor_parallel_size=2", "placement.local_workers=2"});
+  auto p = start("by-hand", some);
+  const std::string words = "workers join with: troupe worker --join ";
+  ASSERT_TRUE(until([&] { return joined(world().run_dir("by-hand"), "learner").size() == 2; })) << log_of("by-hand");
+  const std::string log = log_of("by-hand");
+  const auto at = log.find(words) + words.size();
+  const std::string where = log.substr(at, log.find('\n', at) - at);
+  const auto worker = [&](int i) {
+    return std::make_unique<program>(std::vector<std::string>{"worker", "--join", where, "--threads", "1"},
+                                     world().run_dir("hand" + std::to_string(i)));
+  };
+  const auto first = worker(0), second = worker(1);
+  const pid_t victim = rank_at("by-hand", "rollout", 1, 2);
+  ASSERT_TRUE(victim == first->pid() || victim == second->pid());
+  program& other = victim == first->pid() ? *second : *first;
+  kill(victim, SIGKILL);
+  EXPECT_EQ(other.wait(whole_run), 1);
+  EXPECT_EQ(other.err(), "troupe: another process that shares this worker's model is gone: this worker ends\n");
+  const auto third = worker(2), fourth = worker(3);
+  ASSERT_EQ(p.wait(whole_run), 0) << p.err() << log_of("by-hand");
+  for (program* w : {third.get(), fourth.get()}) {
+    EXPECT_EQ(w->wait(whole_run), 0);
+    EXPECT_EQ(w->err(), "");
+  }
+  run_whole("by-hand-threads", {"rollout.tensor_parallel_size=2", "learner.tensor_parallel_size=2"});
+  expect_same_checkpoints("by-hand", "by-hand-threads");
+}
+
 // ---- sft, distill: `train` is the first rank ----
 
 struct supervised_processes : rank_processes {
