@@ -95,6 +95,7 @@ function(troupe_test name)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
   target_compile_definitions(${name} PRIVATE TROUPE_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest_main)
+  target_compile_options(${name} PRIVATE -O1) # what a test itself computes is little: a fifth less to compile than with -O2
   troupe_precompiled(${name} test)
   # A test program is one ctest entry: the suite starts a process a file, not a process a case.
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
