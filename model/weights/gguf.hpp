@@ -31,9 +31,9 @@ struct gguf_tensor {
   std::size_t numel() const;
 };
 
-/// A GGUF file of version 2 or 3, little-endian, mapped, or the first of a split one's parts, which stand for all of them. Every count, offset and length is checked against the file's size
-/// before it is used. Throws errc::bad_input naming file, key or tensor, errc::unsupported for versions and tensor types
-/// that cannot be read. Reading is thread-safe; views live as long as the reader.
+/// A GGUF file of version 2 or 3, little-endian, mapped, or the first of a split one's parts, which stand for all of them. Every count,
+/// offset and length is checked against the file's size before it is used. Throws errc::bad_input naming file, key or tensor,
+/// errc::unsupported for versions and tensor types that cannot be read. Reading is thread-safe; views live as long as the reader.
 class gguf_reader {
 public:
   explicit gguf_reader(const std::filesystem::path& file);

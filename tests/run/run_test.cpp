@@ -123,7 +123,9 @@ void disturb(const std::string& name, int rollouts, const std::string& role, int
   ASSERT_FALSE(before.empty());
   ASSERT_EQ(kill(before.back(), signal), 0);
   ASSERT_EQ(p.wait(whole_run), 0) << p.err() << file_bytes(dir / "log.txt");
-  EXPECT_GT(joined(dir, role).size(), before.size());
+  if (rollouts == 1 || role != "rollout") { // one of two may finish the run before the other's replacement joins
+    EXPECT_GT(joined(dir, role).size(), before.size());
+  }
   EXPECT_FALSE(alive(before.back()));
   run_files::expect_whole(name);
 }

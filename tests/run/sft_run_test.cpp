@@ -107,8 +107,9 @@ TEST_F(sft_run, KilledAndInterruptedRunsEndWithTheSameBits) {
     p.signal(signal);
     const int status = p.wait(whole_run);
     ASSERT_EQ(status, signal == SIGKILL ? 128 + SIGKILL : 1) << p.err();
-    if (signal != SIGKILL)
+    if (signal != SIGKILL) {
       EXPECT_NE(p.err().find("stopped after step"), std::string::npos) << p.err();
+    }
     auto again = start(name, settings);
     ASSERT_EQ(again.wait(whole_run), 0) << again.err();
     EXPECT_NE(again.out().find("going on after step"), std::string::npos) << again.out();
