@@ -2,6 +2,7 @@
 """Writes tests/reference/sentencepiece/: small models trained by SentencePiece as Llama 2's was, and what Transformers' LlamaTokenizer,
 told in several ways, makes of the texts of tokenizer/texts.json."""
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -26,15 +27,16 @@ CONFIGS = {
 def train(kind, folder):
     lines = [line for text in tokenizer_dump.TEXT + [" ".join(nasty_text.texts(300, 5))] * 2 for line in text.split("\n") if line.strip() and "\0" not in line]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines * 2), model_prefix=str(folder / kind), vocab_size=700, model_type=kind, byte_fallback=True, normalization_rule_name="identity", split_digits=True,
+        sentence_iterator=iter(lines * 2), model_prefix=kind, vocab_size=700, model_type=kind, byte_fallback=True, normalization_rule_name="identity", split_digits=True,
         user_defined_symbols=["[INST]", "world"], control_symbols=["<|tool|>"], add_dummy_prefix=True, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, character_coverage=0.995,
         hard_vocab_limit=False, num_threads=1, max_sentence_length=20000, minloglevel=2)
     (folder / f"{kind}.vocab").unlink()
 
 
 def main():
-    folder = pathlib.Path(__file__).parent / "sentencepiece"
+    folder = pathlib.Path(__file__).resolve().parent / "sentencepiece"
     folder.mkdir(exist_ok=True)
+    os.chdir(folder)  # the prefix is written into the model
     for kind in ("bpe", "unigram"):
         train(kind, folder)
     texts = json.loads((folder.parent / "tokenizer/texts.json").read_text())
