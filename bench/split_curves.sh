@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The learning curves of docs/split-llama.md: SmolLM2 cut in two, its bridge fitted, warmed up by distillation, then trained by reward.
-#   bench/split_curves.sh TROUPE FIT-TEXT OUT N M [STAGE...]     N + M < 30; OUT gets models, runs and curve.json
+#   bench/split_curves.sh TROUPE FIT-TEXT OUT N M [STAGE...]     N + M < 30; OUT gets the models, the runs and an accuracy a stage
 # Stages: fit, warm, adapter (RL of the bridge alone), all (RL of everything). Needs models/smollm2-135m (`./dev demo` makes it).
 set -euo pipefail
 cd "$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")"

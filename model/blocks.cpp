@@ -13,9 +13,6 @@ using kernels::bf16;
 
 namespace {
 
-float widened(float x) { return x; }
-float widened(bf16 x) { return kernels::widen(x); }
-
 // What a rank holds of a layer's sizes.
 layer_config shared_by(layer_config cfg, int ranks) {
   cfg.n_heads /= ranks;
@@ -172,8 +169,13 @@ decoder_block<T>::decoder_block(const block_spec& spec, std::shared_ptr<rope_tab
       qkv_({&q_, &k_, &v_}, false, biases_of_matrices({&q_, &k_, &v_})), out_({&o_}, false, biases_of_matrices({&o_}), tp_.rank() == 0),
       gate_up_({&gate_, &up_}, true, biases_of_matrices({&gate_, &up_})),
       down_linear_({&down_}, false, biases_of_matrices({&down_}), tp_.rank() == 0) {
+  std::vector<weight*> mine = {&input_norm_, &q_, &k_, &v_, &o_, &post_norm_, &gate_, &up_, &down_};
+  for (const auto& bias : biases_)
+    mine.push_back(bias.get());
+  for (auto& norm : head_norms_)
+    mine.push_back(&norm.gain);
   for (const auto& t : spec.tensors)
-    order_.push_back(t.name);
+    all_.push_back(*std::find_if(mine.begin(), mine.end(), [&](const weight* w) { return w->name == t.name; }));
 }
 
 template <class T>
@@ -188,13 +190,7 @@ std::vector<weight*> decoder_block<T>::biases_of_matrices(const std::vector<weig
 
 template <class T>
 void decoder_block<T>::weights(std::vector<weight*>& all) {
-  std::vector<weight*> mine = {&input_norm_, &q_, &k_, &v_, &o_, &post_norm_, &gate_, &up_, &down_};
-  for (const auto& bias : biases_)
-    mine.push_back(bias.get());
-  for (auto& norm : head_norms_)
-    mine.push_back(&norm.gain);
-  for (const auto& name : order_)
-    all.push_back(*std::find_if(mine.begin(), mine.end(), [&](const weight* w) { return w->name == name; }));
+  all.insert(all.end(), all_.begin(), all_.end());
 }
 
 template <class T>
@@ -392,10 +388,10 @@ void lm_head<T>::logits(compute& where, const at::Tensor& normalised, std::int64
     linear_->forward_f32(where, rows, count, out);
   else
     for (std::int64_t i = 0; i < count * hidden_; ++i)
-      out[i] = widened(rows[i]);
+      out[i] = kernels::widen(rows[i]);
   if (bias_)
     for (std::int64_t r = 0; r < count; ++r)
-      out[r] += widened(*data<T>(bias_->value));
+      out[r] += kernels::widen(*data<T>(bias_->value));
 }
 
 template <class T>
@@ -403,12 +399,12 @@ void lm_head<T>::backward_logits(compute& where, const at::Tensor& normalised, s
                                  const at::Tensor& d_logits, at::Tensor& d_normalised) const {
   if (!linear_) {
     for (std::int64_t i = 0; i < count * hidden_; ++i)
-      data<float>(d_normalised)[begin * hidden_ + i] = widened(data<T>(d_logits)[i]);
+      data<float>(d_normalised)[begin * hidden_ + i] = kernels::widen(data<T>(d_logits)[i]);
     return;
   }
   if (bias_ && bias_->trainable)
     for (std::int64_t r = 0; r < count; ++r)
-      *data<float>(bias_->grad) += widened(data<T>(d_logits)[r]);
+      *data<float>(bias_->grad) += kernels::widen(data<T>(d_logits)[r]);
   linear_->backward_weights(where, d_logits, normalised.narrow(0, begin, count));
   const at::Tensor dx = linear_->backward_input(where, d_logits);
   if (vocabulary_.count() < vocabulary_.total()) // else every rank has all of it

@@ -64,7 +64,7 @@ private:
   weight input_norm_, q_, k_, v_, o_, post_norm_, gate_, up_, down_;
   std::vector<std::unique_ptr<weight>> biases_;
   std::vector<head_norm<T>> head_norms_; // queries', keys'; or none
-  std::vector<std::string> order_;       // the tensors' names as in the layout
+  std::vector<weight*> all_;             // in the layout's order
   stacked_linear<T> qkv_, out_, gate_up_, down_linear_;
 };
 

@@ -42,9 +42,6 @@ stacked_linear<T>::stacked_linear(std::vector<weight*> parts, bool gated, std::v
 
 namespace {
 
-float widened(float x) { return x; }
-float widened(bf16 x) { return kernels::widen(x); }
-
 // Rows may lie apart: a column slice of a shared tensor.
 template <class T>
 T* row(const at::Tensor& matrix, std::int64_t r) {
@@ -110,7 +107,7 @@ void stacked_linear<T>::lay_out_bias() {
   for (std::int64_t c = 0; c < raw_outputs(); ++c) {
     const auto [part, r] = place_of(c);
     if (r < parts_[part]->shape[0])
-      bias_[std::size_t(c)] = widened(data<T>(biases_[part]->value)[r]);
+      bias_[std::size_t(c)] = kernels::widen(data<T>(biases_[part]->value)[r]);
   }
 }
 
@@ -122,7 +119,7 @@ void stacked_linear<T>::backward_biases(const at::Tensor& dy) const {
   std::vector<float> sums(std::size_t(raw_outputs()), 0.f);
   for (std::int64_t r = 0; r < dy.size(0); ++r)
     for (std::int64_t c = 0; c < raw_outputs(); ++c)
-      sums[std::size_t(c)] += widened(data<T>(dy)[r * raw_outputs() + c]);
+      sums[std::size_t(c)] += kernels::widen(data<T>(dy)[r * raw_outputs() + c]);
   for (std::int64_t c = 0; c < raw_outputs(); ++c) {
     const auto [part, r] = place_of(c);
     if (biases_[part]->trainable && r < parts_[part]->shape[0])

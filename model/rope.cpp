@@ -2,6 +2,7 @@
 #include "model/kernels/elementwise.hpp"
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace troupe {
 
@@ -86,6 +87,7 @@ double yarn_attention_factor(const rope_config& rope) {
 rope_table::rope_table(const rope_config& rope, std::int64_t head_dim)
     : head_dim_(head_dim), attention_factor_(rope.kind == rope_kind::yarn ? float(yarn_attention_factor(rope)) : 1.f) {
   constexpr double two_pi = 6.28318530717958647693;
+  const std::optional<yarn_ramp> ramp = rope.kind == rope_kind::yarn ? std::optional(yarn_ramp(rope, head_dim)) : std::nullopt;
   for (std::int64_t i = 0; i < head_dim / 2; ++i) {
     auto f = float(1.0 / double(float(pow_exact(rope.theta, double(2 * i) / double(head_dim)))));
     if (rope.kind == rope_kind::linear)
@@ -99,9 +101,9 @@ rope_table::rope_table(const rope_config& rope, std::int64_t head_dim)
       else if (wavelength >= high)
         f = float((1 - smooth) * f / rope.factor + smooth * f);
     }
-    if (rope.kind == rope_kind::yarn) {
+    if (ramp) {
       const float power = float(pow_exact(rope.theta, double(2 * i) / double(head_dim)));
-      const float share = yarn_ramp(rope, head_dim).unscaled(i);
+      const float share = ramp->unscaled(i);
       f = 1.f / (float(rope.factor) * power) * (1.f - share) + 1.f / power * share;
     }
     // dynamic scales beyond max_position_embeddings alone, and no sequence may be longer than that.

@@ -131,9 +131,6 @@ private:
   char* memory_;
 };
 
-float as_float(bf16 x) { return widen(x); }
-float as_float(float x) { return x; }
-
 // The rows of a piece that go through the micro-kernels together: query heads of one kv head, row by row.
 template <class T>
 struct attend_task {
@@ -171,7 +168,7 @@ struct attend_task {
       for (std::int64_t b = 0; b < steps; ++b) {
         float t[32] = {};
         for (std::int64_t i = 0; i < 32 && b * 32 + i < d; ++i)
-          t[i] = as_float(x[b * 32 + i]);
+          t[i] = widen(x[b * 32 + i]);
         q.put(m, b, t);
       }
     }
@@ -321,8 +318,8 @@ struct backward_task {
     for (std::int64_t j = 0; j < n; ++j) {
       const T* k = qkv + rows[std::size_t(j)] * sh.row() + (sh.n_heads + head) * d;
       for (std::int64_t i = 0; i < d; ++i) {
-        kt[i * padded + j] = as_float(k[i]);
-        vt[i * padded + j] = as_float(k[sh.n_kv_heads * d + i]);
+        kt[i * padded + j] = widen(k[i]);
+        vt[i * padded + j] = widen(k[sh.n_kv_heads * d + i]);
       }
     }
     for (std::int32_t r = seg.row_begin; r < seg.row_end; ++r) {
@@ -334,9 +331,9 @@ struct backward_task {
         std::fill(scores, scores + used, 0.f);
         std::fill(dp, dp + used, 0.f);
         for (std::int64_t i = 0; i < d; ++i) {
-          o[i] = as_float(y[i]);
+          o[i] = widen(y[i]);
           go[i] = dy[i];
-          RG_CALL(which, axpy, as_float(q[i]), kt + i * padded, used, scores);
+          RG_CALL(which, axpy, widen(q[i]), kt + i * padded, used, scores);
           RG_CALL(which, axpy, dy[i], vt + i * padded, used, dp);
         }
         const float delta = RG_CALL(which, dot, o, go, d16);
@@ -344,7 +341,7 @@ struct backward_task {
         float* dq = d_qkv + r * sh.row() + h * d;
         for (std::int64_t i = 0; i < d; ++i) {
           dq[i] = RG_CALL(which, dot, dp, kt + i * padded, used);
-          RG_CALL(which, axpy, as_float(q[i]), dp, used, dkt + i * padded);
+          RG_CALL(which, axpy, widen(q[i]), dp, used, dkt + i * padded);
           RG_CALL(which, axpy, dy[i], scores, used, dvt + i * padded);
         }
       }

@@ -80,6 +80,7 @@ micro_kernel micro_for(isa which, int rows);
 /// After the last AMX kernel of a task; harmless elsewhere.
 void release_tiles();
 
+inline float widen(float x) { return x; }
 inline float widen(bf16 b) { return std::bit_cast<float>(std::uint32_t(b) << 16); }
 /// Round to nearest even; NaN stays NaN.
 inline bf16 narrow(float x) {

@@ -14,13 +14,6 @@ namespace {
 constexpr std::size_t small_bytes = 64 << 10;
 
 template <class T>
-float widened(T x) {
-  if constexpr (std::is_same_v<T, float>)
-    return x;
-  else
-    return kernels::widen(x);
-}
-template <class T>
 T rounded(float x) {
   if constexpr (std::is_same_v<T, float>)
     return x;
@@ -37,11 +30,11 @@ void sum_parts(thread_pool& pool, const T* parts, int n_parts, std::int64_t coun
       const std::int64_t at = c * 1024, n = std::min<std::int64_t>(1024, count - at);
       float sum[1024];
       for (std::int64_t i = 0; i < n; ++i)
-        sum[i] = widened(parts[at + i]);
+        sum[i] = kernels::widen(parts[at + i]);
       for (int p = 1; p < n_parts; ++p) {
         const T* part = parts + p * count + at;
         for (std::int64_t i = 0; i < n; ++i)
-          sum[i] += widened(part[i]);
+          sum[i] += kernels::widen(part[i]);
       }
       for (std::int64_t i = 0; i < n; ++i)
         out[at + i] = rounded<T>(sum[i]);
@@ -77,7 +70,7 @@ template <class T>
 void add_rounded(thread_pool& pool, const T* x, std::int64_t count, T* y) {
   pool.split(count, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i)
-      y[i] = rounded<T>(widened(y[i]) + widened(x[i]));
+      y[i] = rounded<T>(kernels::widen(y[i]) + kernels::widen(x[i]));
   });
 }
 

@@ -2,6 +2,7 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "model/tokenizer/jinja/machine.hpp"
+#include "model/tokenizer/part_json.hpp"
 #include <algorithm>
 #include <array>
 
@@ -9,17 +10,6 @@ namespace troupe {
 namespace {
 
 using json = nlohmann::ordered_json;
-
-json read_json(const std::filesystem::path& file) {
-  try {
-    auto root = json::parse(read_file(file));
-    if (root.is_object())
-      return root;
-  } catch (const json::exception& e) {
-    throw error(errc::bad_input, file.string() + ": not JSON: " + e.what());
-  }
-  throw error(errc::bad_input, file.string() + ": must be a JSON object");
-}
 
 // A special token in tokenizer_config.json is its text or an object that holds it.
 json special_tokens(const json& config) {
@@ -91,7 +81,7 @@ chat_template::~chat_template() = default;
 
 std::shared_ptr<const chat_template> chat_template::load(const std::filesystem::path& dir, std::optional<std::time_t> now) {
   const auto config_file = dir / "tokenizer_config.json", template_file = dir / "chat_template.jinja";
-  const json config = std::filesystem::exists(config_file) ? read_json(config_file) : json::object();
+  const json config = std::filesystem::exists(config_file) ? part_json::object_in<json>(config_file) : json::object();
   if (std::filesystem::exists(template_file))
     return parse(read_file(template_file), special_tokens(config), template_file.string(), now);
   const auto source = configured_template(config, config_file.string());

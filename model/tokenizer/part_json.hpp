@@ -1,6 +1,8 @@
 #pragma once
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "model/tokenizer/utf8.hpp"
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -17,6 +19,19 @@ inline std::string brief(const nlohmann::json& value) {
   if (text.size() > 80)
     text.replace(77, std::string::npos, "...");
   return text;
+}
+
+/// A file's JSON object; Json: nlohmann::json, or ordered_json where the keys' order counts.
+template <class Json = nlohmann::json>
+Json object_in(const std::filesystem::path& file) {
+  try {
+    auto root = Json::parse(read_file(file));
+    if (root.is_object())
+      return root;
+  } catch (const nlohmann::json::exception& e) {
+    throw error(errc::bad_input, file.string() + ": not JSON: " + e.what());
+  }
+  throw error(errc::bad_input, file.string() + ": must be a JSON object");
 }
 
 inline std::string type_of(const nlohmann::json& part, const std::string& where) {

@@ -292,18 +292,7 @@ private:
   std::size_t next_ = file_.pieces.size();
 };
 
-json read_config(const std::filesystem::path& file) {
-  if (!std::filesystem::exists(file))
-    return json::object();
-  try {
-    auto root = json::parse(read_file(file));
-    if (root.is_object())
-      return root;
-  } catch (const json::exception& e) {
-    throw error(errc::bad_input, file.string() + ": not JSON: " + e.what());
-  }
-  throw error(errc::bad_input, file.string() + ": must be a JSON object");
-}
+json read_config(const std::filesystem::path& file) { return std::filesystem::exists(file) ? part_json::object_in(file) : json::object(); }
 
 } // namespace
 
