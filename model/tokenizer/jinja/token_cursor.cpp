@@ -2,6 +2,16 @@
 
 namespace troupe::jinja {
 
+namespace {
+
+std::string brief(std::string text) {
+  if (text.size() > 40)
+    text.replace(37, std::string::npos, "...");
+  return text;
+}
+
+} // namespace
+
 std::string describe(const token& t) {
   switch (t.what) {
   case token_kind::text:
@@ -17,7 +27,7 @@ std::string describe(const token& t) {
   case token_kind::end:
     return "the template's end";
   default:
-    return "\"" + (t.text.size() <= 40 ? t.text : t.text.substr(0, 37) + "...") + "\"";
+    return '"' + brief(t.text) + '"';
   }
 }
 
