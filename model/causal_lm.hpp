@@ -25,7 +25,8 @@ struct parameter {
   std::vector<std::int64_t> global_shape = {}; // the part is [begin, begin + shape[dim]) of it along dim; empty: it is the whole
   int dim = 0;
   std::int64_t begin = 0;
-  bool copy = false; // another rank holds the same part, and is the one that counts in norms and saves it
+  bool copy = false;            // another rank holds the same part, and is the one that counts in norms and saves it
+  void* device_value = nullptr; // the value on the GPU, contiguous, in the compute dtype, where the model is there
   std::size_t numel() const {
     std::size_t n = 1;
     for (auto d : shape)
