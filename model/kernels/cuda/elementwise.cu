@@ -1,130 +1,196 @@
 #include "model/kernels/cuda/check.cuh"
 #include "model/kernels/cuda/elementwise.hpp"
-#include <algorithm>
-#include <cuda_bf16.h>
+#include "model/kernels/cuda/numeric.cuh"
 
 namespace troupe::cuda {
 namespace {
 
-using bf16 = __nv_bfloat16;
+constexpr int threads = 256;
 
-constexpr int max_chunks = 8; // vectors of a row that one thread keeps in registers
-constexpr int max_threads = 512;
+// f.vector<N>(i) for the vectors of N elements of `count`; f.vector<1> for what is left over.
+template <int N, class F>
+__global__ void __launch_bounds__(threads) by_elements(F f, std::int64_t count) {
+  const std::int64_t i = (std::int64_t(blockIdx.x) * threads + threadIdx.x) * N;
+  if (i + N <= count)
+    f.template vector<N>(i);
+  else
+    for (std::int64_t j = i; j < count; ++j)
+      f.template vector<1>(j);
+}
 
-// What one load moves: 16 bytes where rows are a multiple of that, else one element.
-template <class T, int N>
-struct alignas(sizeof(T) * N) vec {
-  T at[N];
+template <int N, class F>
+void for_each(const char* what, std::int64_t count, bool vectors, const F& f, stream where) {
+  if (count == 0)
+    return;
+  if (vectors)
+    by_elements<N><<<ceil_div(count, std::int64_t(threads) * N), threads, 0, where>>>(f, count);
+  else
+    by_elements<1><<<ceil_div(count, threads), threads, 0, where>>>(f, count);
+  check(cudaGetLastError(), what);
+}
+
+template <int N, class T>
+__device__ const vec<T, N>& load(const T* p) {
+  return *reinterpret_cast<const vec<T, N>*>(p);
+}
+template <int N, class T>
+__device__ void store(T* p, const vec<T, N>& v) {
+  *reinterpret_cast<vec<T, N>*>(p) = v;
+}
+
+template <class T>
+struct silu_mul_of {
+  const T* gate_up;
+  std::int64_t inter;
+  T* act;
+  template <int N>
+  __device__ void vector(std::int64_t i) const {
+    const std::int64_t row = i / inter, at = row * 2 * inter + i % inter;
+    const auto g = load<N>(gate_up + at), u = load<N>(gate_up + at + inter);
+    vec<T, N> out;
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      round_to(out.at[k], rounded<T>(silu(widen(g.at[k]))) * widen(u.at[k]));
+    store<N>(act + i, out);
+  }
 };
 
-__device__ float widen(float v) { return v; }
-__device__ float widen(bf16 v) { return __bfloat162float(v); }
-__device__ void round_to(float& to, float v) { to = v; }
-__device__ void round_to(bf16& to, float v) { to = __float2bfloat16_rn(v); }
 template <class T>
-__device__ float rounded(float v) {
-  T t;
-  round_to(t, v);
-  return widen(t);
-}
-
-// Sum over the block, in an order that its size alone decides: a butterfly inside a warp, then the warps in ascending order.
-__device__ float block_sum(float v) {
-  __shared__ float warps[max_threads / 32];
-  for (int offset = 16; offset > 0; offset /= 2)
-    v += __shfl_xor_sync(0xffffffffu, v, offset);
-  if (threadIdx.x % 32 == 0)
-    warps[threadIdx.x / 32] = v;
-  __syncthreads();
-  float sum = 0.f;
-  for (unsigned i = 0; i < blockDim.x / 32; ++i)
-    sum += warps[i];
-  return sum;
-}
-
-// One block a row. Thread t holds the vectors t, t + threads, t + 2 threads, ... of the row in registers between the passes.
-template <class T, int N, int Chunks>
-__global__ void __launch_bounds__(max_threads) add_rms_norm_rows(const T* x, T* residual, const T* w, float eps, int h, T* y) {
-  using V = vec<T, N>;
-  const int n_vectors = h / N;
-  const std::int64_t row = std::int64_t(blockIdx.x) * h;
-  V* const res = reinterpret_cast<V*>(residual + row);
-  const V* const in = reinterpret_cast<const V*>(x ? x + row : nullptr);
-  V* const out = reinterpret_cast<V*>(y + row);
-  V kept[Chunks];
-  float squares = 0.f;
+struct silu_mul_gradient {
+  const T* gate_up;
+  const float* d_act;
+  std::int64_t inter;
+  T* d_gate_up;
+  template <int N>
+  __device__ void vector(std::int64_t i) const {
+    const std::int64_t row = i / inter, at = row * 2 * inter + i % inter;
+    const auto gates = load<N>(gate_up + at), ups = load<N>(gate_up + at + inter);
+    const auto d = load<N>(d_act + i);
+    vec<T, N> d_gates, d_ups;
 #pragma unroll
-  for (int c = 0; c < Chunks; ++c) {
-    const int j = c * blockDim.x + threadIdx.x;
-    if (j >= n_vectors)
-      break;
-    kept[c] = res[j];
-    if (in) {
-      const V add = in[j];
-#pragma unroll
-      for (int i = 0; i < N; ++i)
-        round_to(kept[c].at[i], __fadd_rn(widen(kept[c].at[i]), widen(add.at[i])));
-      res[j] = kept[c];
+    for (int k = 0; k < N; ++k) {
+      const float g = widen(gates.at[k]), u = widen(ups.at[k]), da = d.at[k];
+      const float s = __fdiv_rn(1.f, one_plus_exp_minus(g));
+      round_to(d_gates.at[k], da * u * (s * (1.f + g * (1.f - s))));
+      round_to(d_ups.at[k], da * (g * s));
     }
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      squares = __fmaf_rn(widen(kept[c].at[i]), widen(kept[c].at[i]), squares);
+    store<N>(d_gate_up + at, d_gates);
+    store<N>(d_gate_up + at + inter, d_ups);
   }
-  const float inverse = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(block_sum(squares), float(h)), eps)));
-#pragma unroll
-  for (int c = 0; c < Chunks; ++c) {
-    const int j = c * blockDim.x + threadIdx.x;
-    if (j >= n_vectors)
-      break;
-    const V weight = reinterpret_cast<const V*>(w)[j];
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      round_to(kept[c].at[i], __fmul_rn(widen(weight.at[i]), rounded<T>(__fmul_rn(widen(kept[c].at[i]), inverse))));
-    out[j] = kept[c];
-  }
-}
-
-template <class T, int N>
-void launch(const T* x, T* residual, const T* w, float eps, std::int64_t n, std::int64_t h, T* y, stream where) {
-  const std::int64_t n_vectors = h / N;
-  if (h < 1 || n_vectors > std::int64_t(max_chunks) * max_threads)
-    throw error(errc::bad_shape, "add_rms_norm: rows of " + std::to_string(h) + " elements; this kernel takes 1 to " +
-                                     std::to_string(std::int64_t(max_chunks) * max_threads * N) + " of them");
-  if (n == 0)
-    return;
-  // Two vectors a thread keep enough loads in flight; the widest rows take more. The choice depends on h alone.
-  const int threads = int(std::min<std::int64_t>(max_threads, (n_vectors + 63) / 64 * 32));
-  const int chunks = int((n_vectors + threads - 1) / threads);
-  const auto kernel = chunks <= 2   ? add_rms_norm_rows<T, N, 2>
-                      : chunks <= 4 ? add_rms_norm_rows<T, N, 4>
-                                    : add_rms_norm_rows<T, N, max_chunks>;
-  kernel<<<unsigned(n), threads, 0, where>>>(x, residual, w, eps, int(h), y);
-  check(cudaGetLastError(), "add_rms_norm");
-}
+};
 
 template <class T>
-void typed(const void* x, void* residual, const void* w, float eps, std::int64_t n, std::int64_t h, void* y, stream where) {
-  const auto* in = static_cast<const T*>(x);
-  auto* res = static_cast<T*>(residual);
-  const auto* weight = static_cast<const T*>(w);
-  auto* out = static_cast<T*>(y);
-  constexpr int wide = 16 / sizeof(T);
-  if (h % wide == 0)
-    launch<T, wide>(in, res, weight, eps, n, h, out, where);
-  else
-    launch<T, 1>(in, res, weight, eps, n, h, out, where);
-}
+struct relu_of {
+  T* x;
+  template <int N>
+  __device__ void vector(std::int64_t i) const {
+    auto v = load<N>(x + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      if (widen(v.at[k]) <= 0.f)
+        round_to(v.at[k], 0.f);
+    store<N>(x + i, v);
+  }
+};
+
+template <class T>
+struct relu_gradient {
+  const T* y;
+  float* d;
+  template <int N>
+  __device__ void vector(std::int64_t i) const {
+    const auto v = load<N>(y + i);
+    auto g = load<N>(d + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      if (widen(v.at[k]) == 0.f)
+        g.at[k] = 0.f;
+    store<N>(d + i, g);
+  }
+};
+
+template <class From, class To>
+struct converted {
+  const From* x;
+  To* y;
+  template <int N>
+  __device__ void vector(std::int64_t i) const {
+    const auto v = load<N>(x + i);
+    vec<To, N> out;
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      round_to(out.at[k], widen(v.at[k]));
+    store<N>(y + i, out);
+  }
+};
+
+template <class T>
+struct sum_of {
+  T* y;
+  const T* x;
+  template <int N>
+  __device__ void vector(std::int64_t i) const {
+    auto sum = load<N>(y + i);
+    const auto v = load<N>(x + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+      round_to(sum.at[k], widen(sum.at[k]) + widen(v.at[k]));
+    store<N>(y + i, sum);
+  }
+};
 
 } // namespace
 
-void add_rms_norm(dtype type, const void* x, void* residual, const void* w, float eps, std::int64_t n, std::int64_t h, void* y,
-                  stream where) {
-  if (type == dtype::bf16)
-    typed<bf16>(x, residual, w, eps, n, h, y, where);
-  else if (type == dtype::f32)
-    typed<float>(x, residual, w, eps, n, h, y, where);
-  else
-    throw error(errc::unsupported, "add_rms_norm: type " + std::string(name_of(type)) + "; this kernel takes F32 and BF16");
+void silu_mul(dtype type, const void* gate_up, std::int64_t n, std::int64_t inter, void* act, stream where) {
+  with_type(type, "silu_mul", [&](auto t) {
+    using T = decltype(t);
+    for_each<wide<T>>("silu_mul", n * inter, inter % wide<T> == 0 && aligned(gate_up) && aligned(act),
+                      silu_mul_of<T>{static_cast<const T*>(gate_up), inter, static_cast<T*>(act)}, where);
+  });
+}
+
+void silu_mul_backward(dtype type, const void* gate_up, const float* d_act, std::int64_t n, std::int64_t inter, void* d_gate_up,
+                       stream where) {
+  with_type(type, "silu_mul_backward", [&](auto t) {
+    using T = decltype(t);
+    for_each<wide<T>>("silu_mul_backward", n * inter, inter % wide<T> == 0 && aligned(gate_up) && aligned(d_act) && aligned(d_gate_up),
+                      silu_mul_gradient<T>{static_cast<const T*>(gate_up), d_act, inter, static_cast<T*>(d_gate_up)}, where);
+  });
+}
+
+void relu(dtype type, void* x, std::int64_t count, stream where) {
+  with_type(type, "relu", [&](auto t) {
+    using T = decltype(t);
+    for_each<wide<T>>("relu", count, aligned(x), relu_of<T>{static_cast<T*>(x)}, where);
+  });
+}
+
+void relu_backward(dtype type, const void* y, float* d, std::int64_t count, stream where) {
+  with_type(type, "relu_backward", [&](auto t) {
+    using T = decltype(t);
+    for_each<wide<T>>("relu_backward", count, aligned(y) && aligned(d), relu_gradient<T>{static_cast<const T*>(y), d}, where);
+  });
+}
+
+void convert(const float* x, std::int64_t count, dtype type, void* y, stream where) {
+  with_type(type, "convert", [&](auto t) {
+    using T = decltype(t);
+    for_each<wide<T>>("convert", count, aligned(x) && aligned(y), converted<float, T>{x, static_cast<T*>(y)}, where);
+  });
+}
+
+void widen(dtype type, const void* x, std::int64_t count, float* y, stream where) {
+  with_type(type, "widen", [&](auto t) {
+    using T = decltype(t);
+    for_each<wide<T>>("widen", count, aligned(x) && aligned(y), converted<T, float>{static_cast<const T*>(x), y}, where);
+  });
+}
+
+void add(dtype type, void* y, const void* x, std::int64_t count, stream where) {
+  with_type(type, "add", [&](auto t) {
+    using T = decltype(t);
+    for_each<wide<T>>("add", count, aligned(y) && aligned(x), sum_of<T>{static_cast<T*>(y), static_cast<const T*>(x)}, where);
+  });
 }
 
 } // namespace troupe::cuda

@@ -1,140 +1,110 @@
 #include "core/error.hpp"
 #include "model/kernels/cuda/elementwise.hpp"
-#include <bit>
-#include <cmath>
-#include <cstdint>
-#include <gtest/gtest.h>
-#include <vector>
+#include "model/kernels/cuda/test_support.hpp"
+#include "model/kernels/elementwise.hpp"
 
+namespace troupe::cuda {
 namespace {
 
-using troupe::dtype;
-using troupe::cuda::device_buffer;
+class elements : public gpu_table<std::tuple<dtype, std::int64_t>> {}; // type, count
 
-/// Nearest bf16, ties to even, widened again.
-float round_bf16(float v) {
-  const auto bits = std::bit_cast<std::uint32_t>(v);
-  return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+// The CPU's layout: 16 of gate, then 16 of up in turn.
+std::int64_t interleaved(std::int64_t row, std::int64_t column, std::int64_t inter, bool up) {
+  return row * ((inter + 15) / 16 * 32) + column / 16 * 32 + column % 16 + (up ? 16 : 0);
 }
-float round_to(dtype type, float v) { return type == dtype::bf16 ? round_bf16(v) : v; }
 
-/// Host values as the device wants them, and back.
-device_buffer upload(dtype type, const std::vector<float>& values) {
-  device_buffer buffer(values.size() * troupe::size_of(type));
-  if (type == dtype::f32) {
-    buffer.upload(values.data());
-    return buffer;
-  }
-  std::vector<std::uint16_t> halves;
-  for (const float v : values)
-    halves.push_back(std::uint16_t(std::bit_cast<std::uint32_t>(v) >> 16));
-  buffer.upload(halves.data());
-  return buffer;
-}
-std::vector<float> download(dtype type, const device_buffer& buffer) {
-  std::vector<float> values(buffer.size() / troupe::size_of(type));
-  if (type == dtype::f32) {
-    buffer.download(values.data());
+template <class T>
+std::vector<T> typed(const std::vector<float>& values) {
+  if constexpr (sizeof(T) == 4)
     return values;
+  else {
+    std::vector<T> out;
+    for (const float v : values)
+      out.push_back(kernels::narrow(v));
+    return out;
   }
-  std::vector<std::uint16_t> halves(values.size());
-  buffer.download(halves.data());
-  for (std::size_t i = 0; i < values.size(); ++i)
-    values[i] = std::bit_cast<float>(std::uint32_t(halves[i]) << 16);
-  return values;
 }
 
-std::vector<float> noise(dtype type, std::size_t n, std::uint32_t seed) {
-  std::vector<float> values(n);
-  for (auto& v : values) {
-    seed = seed * 1664525u + 1013904223u;
-    v = round_to(type, float(std::int32_t(seed) / 65536) / 8192.f);
-  }
-  return values;
-}
-
-struct outputs {
-  std::vector<float> residual, y;
+struct silu_results {
+  std::vector<float> act, d_gate_up; // rows of gate, then up
 };
 
-outputs run(dtype type, const std::vector<float>* x, const std::vector<float>& residual, const std::vector<float>& w, std::int64_t n) {
-  const auto h = std::int64_t(w.size());
-  const device_buffer in = x ? upload(type, *x) : device_buffer();
-  const device_buffer res = upload(type, residual), weight = upload(type, w), out(residual.size() * troupe::size_of(type));
-  troupe::cuda::add_rms_norm(type, in.data(), res.data(), weight.data(), 1e-5f, n, h, out.data(), nullptr);
-  troupe::cuda::synchronize();
-  return {download(type, res), download(type, out)};
-}
-
-/// The same in double, rounded where the kernel rounds.
-outputs reference(dtype type, const std::vector<float>* x, std::vector<float> residual, const std::vector<float>& w) {
-  const std::size_t h = w.size();
-  outputs out{std::move(residual), {}};
-  for (std::size_t row = 0; row < out.residual.size(); row += h) {
-    double squares = 0;
-    for (std::size_t i = row; i < row + h; ++i) {
-      if (x)
-        out.residual[i] = round_to(type, out.residual[i] + (*x)[i]);
-      squares += double(out.residual[i]) * out.residual[i];
-    }
-    const double inverse = 1 / std::sqrt(squares / double(h) + 1e-5);
-    for (std::size_t i = 0; i < h; ++i)
-      out.y.push_back(round_to(type, w[i] * round_to(type, float(out.residual[row + i] * inverse))));
-  }
+template <class T>
+silu_results silu_on_host(const std::vector<float>& gate_up, const std::vector<float>& d_act, std::int64_t n, std::int64_t inter) {
+  compute where(1);
+  const auto from = typed<T>(gate_up);
+  std::vector<T> in(std::size_t(n * ((inter + 15) / 16 * 32))), act(std::size_t(n * inter)), d(in.size());
+  const auto each = [&](const auto& f) {
+    for (std::int64_t r = 0; r < n; ++r)
+      for (std::int64_t j = 0; j < inter; ++j)
+        for (const bool up : {false, true})
+          f(std::size_t(interleaved(r, j, inter, up)), std::size_t((2 * r + up) * inter + j));
+  };
+  each([&](std::size_t to, std::size_t at) { in[to] = from[at]; });
+  kernels::silu_mul(where, in.data(), n, inter, act.data());
+  kernels::silu_mul_backward(where, in.data(), d_act.data(), n, inter, d.data());
+  silu_results out{{}, std::vector<float>(gate_up.size())};
+  for (const T v : act)
+    out.act.push_back(kernels::widen(v));
+  each([&](std::size_t from_at, std::size_t at) { out.d_gate_up[at] = kernels::widen(d[from_at]); });
   return out;
 }
 
-class add_rms_norm : public testing::TestWithParam<std::tuple<dtype, std::int64_t, std::int64_t>> {
-protected:
-  void SetUp() override {
-    if (troupe::cuda::device_count() == 0)
-      GTEST_SKIP() << "no GPU";
-  }
-};
-
-TEST_P(add_rms_norm, agrees_with_the_reference) {
-  const auto [type, n, h] = GetParam();
-  const auto x = noise(type, std::size_t(n * h), 1), residual = noise(type, std::size_t(n * h), 2), w = noise(type, std::size_t(h), 3);
-  // A sum in another order moves the row's factor by a rounding or two: one step of bf16 at most in each of two roundings.
-  const float tolerance = type == dtype::bf16 ? 0x1p-7f : 1e-5f;
-  for (const auto* add : {&x, static_cast<const std::vector<float>*>(nullptr)}) {
-    const outputs got = run(type, add, residual, w, n), want = reference(type, add, residual, w);
-    EXPECT_EQ(got.residual, want.residual);
-    ASSERT_EQ(got.y.size(), want.y.size());
-    for (std::size_t i = 0; i < got.y.size(); ++i)
-      ASSERT_NEAR(got.y[i], want.y[i], tolerance * std::abs(want.y[i]) + 1e-7f) << "element " << i;
-  }
+TEST_P(elements, silu_mul_has_the_bits_of_the_cpu) {
+  const auto [type, inter] = GetParam();
+  constexpr std::int64_t n = 3;
+  const auto gate_up = noise(type, n * 2 * inter, 1), d_act = noise(dtype::f32, n * inter, 2);
+  const auto in = upload(type, gate_up), d = to_device(d_act), act = room(type, n * inter), gradient = room(type, n * 2 * inter);
+  silu_mul(type, in.data(), n, inter, act.data(), nullptr);
+  silu_mul_backward(type, in.data(), as<float>(d), n, inter, gradient.data(), nullptr);
+  const auto want =
+      type == dtype::f32 ? silu_on_host<float>(gate_up, d_act, n, inter) : silu_on_host<kernels::bf16>(gate_up, d_act, n, inter);
+  EXPECT_EQ(download(type, act), want.act);
+  EXPECT_EQ(download(type, gradient), want.d_gate_up);
 }
 
-TEST_P(add_rms_norm, rows_do_not_depend_on_their_company) {
-  const auto [type, n, h] = GetParam();
-  const auto x = noise(type, std::size_t(n * h), 4), residual = noise(type, std::size_t(n * h), 5), w = noise(type, std::size_t(h), 6);
-  const outputs together = run(type, &x, residual, w, n);
-  for (const std::int64_t row : {std::int64_t(0), n - 1}) {
-    const auto cut = [&, h = h](const std::vector<float>& v) { return std::vector<float>(v.begin() + row * h, v.begin() + (row + 1) * h); };
-    const auto row_x = cut(x);
-    EXPECT_EQ(run(type, &row_x, cut(residual), w, 1).y, cut(together.y)) << "row " << row;
-  }
+TEST_P(elements, relu_zeroes_what_is_not_positive) {
+  const auto [type, count] = GetParam();
+  auto values = noise(type, count, 3);
+  const auto gradients = noise(dtype::f32, count, 4);
+  const auto x = upload(type, values), d = to_device(gradients);
+  relu(type, x.data(), count, nullptr);
+  relu_backward(type, x.data(), as<float>(d), count, nullptr);
+  auto want = gradients;
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (values[i] <= 0)
+      values[i] = want[i] = 0;
+  EXPECT_EQ(download(type, x), values);
+  EXPECT_EQ(to_host<float>(d), want);
 }
 
-INSTANTIATE_TEST_SUITE_P(shapes, add_rms_norm,
-                         testing::Combine(testing::Values(dtype::f32, dtype::bf16), testing::Values(1, 7, 300),
-                                          testing::Values(1, 31, 576, 1023, 2048, 4096, 8192)));
+TEST_P(elements, are_rounded_widened_and_added) {
+  const auto [type, count] = GetParam();
+  const auto values = noise(dtype::f32, count, 5), others = noise(type, count, 6);
+  const auto x = to_device(values), other = upload(type, others), narrow = room(type, count), wide = room(dtype::f32, count);
+  convert(as<float>(x), count, type, narrow.data(), nullptr);
+  widen(type, narrow.data(), count, as<float>(wide), nullptr);
+  std::vector<float> rounded, sums;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    rounded.push_back(round_to(type, values[i]));
+    sums.push_back(round_to(type, rounded[i] + others[i]));
+  }
+  EXPECT_EQ(to_host<float>(wide), rounded);
+  add(type, narrow.data(), other.data(), count, nullptr);
+  EXPECT_EQ(download(type, narrow), sums);
+}
 
-TEST(add_rms_norm_errors, names_what_it_cannot_do) {
-  const auto code = [](dtype type, std::int64_t h) {
-    try {
-      troupe::cuda::add_rms_norm(type, nullptr, nullptr, nullptr, 1e-5f, 1, h, nullptr, nullptr);
-    } catch (const troupe::error& e) {
-      return e.code();
-    }
-    return troupe::errc::failed;
-  };
-  EXPECT_EQ(code(dtype::f16, 8), troupe::errc::unsupported);
-  EXPECT_EQ(code(dtype::f32, 0), troupe::errc::bad_shape);
-  EXPECT_EQ(code(dtype::f32, 16388), troupe::errc::bad_shape);
-  EXPECT_EQ(code(dtype::bf16, 32776), troupe::errc::bad_shape);
-  EXPECT_EQ(code(dtype::bf16, 4097), troupe::errc::bad_shape);
+INSTANTIATE_TEST_SUITE_P(counts, elements,
+                         testing::Combine(testing::Values(dtype::f32, dtype::bf16), testing::Values(1, 7, 64, 1001, 1536)));
+
+TEST(elementwise_errors, names_the_types_it_takes) {
+  try {
+    relu(dtype::f16, nullptr, 1, nullptr);
+    FAIL();
+  } catch (const error& e) {
+    EXPECT_EQ(e.code(), errc::unsupported);
+  }
 }
 
 } // namespace
+} // namespace troupe::cuda

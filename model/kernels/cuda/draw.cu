@@ -1,0 +1,183 @@
+#include "model/kernels/cuda/softmax.cuh"
+#include "model/kernels/cuda/softmax.hpp"
+#include <cfloat>
+
+namespace troupe::cuda {
+namespace {
+
+using kernels::softmax_stats;
+namespace cg = cooperative_groups;
+
+constexpr int nowhere = 0x7fffffff;
+
+// rollout/exp.hpp's exp_nonpositive: the same operations.
+__device__ float exp_nonpositive(float x) {
+  constexpr float to_integer = 12582912.0f;
+  const float c = x < -87.0f ? -87.0f : x;
+  const float shifted = __fmaf_rn(c, 1.44269504f, to_integer);
+  const float n = shifted - to_integer;
+  const float r = __fmaf_rn(n, 2.12194440e-4f, __fmaf_rn(n, -0.693359375f, c));
+  float p = __fmaf_rn(1.9875691500e-4f, r, 1.3981999507e-3f);
+  p = __fmaf_rn(p, r, 8.3334519073e-3f);
+  p = __fmaf_rn(p, r, 4.1665795894e-2f);
+  p = __fmaf_rn(p, r, 1.6666665459e-1f);
+  p = __fmaf_rn(p, r, 5.0000001201e-1f);
+  const float y = __fmaf_rn(p, r * r, r) + 1.0f;
+  const float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
+  return x < -87.0f ? 0.0f : y * scale;
+}
+
+// What the cluster's first thread block gathers of a row.
+struct row_sums {
+  float weights[max_column_blocks]; // sums of blocks at the draw's temperature
+  float softmax[max_column_blocks]; // and at the log-probability's
+  float maxima[row_cluster * row_warps];
+  int best[row_cluster * row_warps]; // lowest id with the greatest logit
+};
+
+// The 32 values of a warp added to `reached` one lane after the other, in double; `own` is the sum after this lane's.
+__device__ double add_in_order(double reached, float value, double& own) {
+  const int lane = int(threadIdx.x % 32);
+#pragma unroll
+  for (int l = 0; l < 32; ++l) {
+    reached += double(__shfl_sync(0xffffffffu, value, l));
+    if (l == lane)
+      own = reached;
+  }
+  return reached;
+}
+
+// The first of n values, in order, at which the running sum exceeds `target`, else the last that is above 0; `reached`: the sum before,
+// then the sum before the one found (all of them where none exceeds). value(i): 0 past the end. One whole warp. -> 0 where all are 0.
+template <class F>
+__device__ int first_above(int n, double target, double& reached, const F& value) {
+  int last = 0;
+  for (int i = 0; i < n; i += 32) {
+    const float v = value(i + int(threadIdx.x % 32));
+    double own = 0;
+    const double before = reached, after = add_in_order(reached, v, own);
+    if (const unsigned found = __ballot_sync(0xffffffffu, own > target)) {
+      const int at = __ffs(int(found)) - 1;
+      const double previous = __shfl_sync(0xffffffffu, own, max(at - 1, 0));
+      reached = at == 0 ? before : previous;
+      return i + at;
+    }
+    if (const unsigned positive = __ballot_sync(0xffffffffu, v > 0.f))
+      last = i + 31 - __clz(int(positive));
+    reached = after;
+  }
+  return last;
+}
+
+// Inverse of the cumulative distribution as sample_token has it: sums of blocks, then one block token by token. One whole warp.
+__device__ int invert(const float* x, std::int64_t vocab, const float* sums, int n_blocks, float most, float inverse, double u) {
+  const int lane = int(threadIdx.x % 32);
+  double total = 0, own = 0;
+  for (int i = 0; i < n_blocks; i += 32)
+    total = add_in_order(total, i + lane < n_blocks ? sums[i + lane] : 0.f, own);
+  const double target = u * total;
+  double reached = 0;
+  const int b = first_above(n_blocks, target, reached, [&](int i) { return i < n_blocks ? sums[i] : 0.f; });
+  const float* const block = x + std::int64_t(b) * column_block;
+  const int n = int(min(std::int64_t(column_block), vocab - std::int64_t(b) * column_block));
+  const int chosen = first_above(n, target, reached, [&](int i) { return i < n ? exp_nonpositive((block[i] - most) * inverse) : 0.f; });
+  return b * column_block + chosen;
+}
+
+// The greatest of a warp's share of the row and the lowest id that has it; infinity where a logit is not finite.
+__device__ void find_greatest(const float* x, std::int64_t vocab, int n_blocks, warp_share share, float& most, int& best) {
+  most = -FLT_MAX, best = nowhere;
+  bool finite = true;
+  for (int b = share.begin; b < n_blocks; b += share.step) {
+    const columns c(x, vocab, b, -FLT_MAX);
+    const int first = b * column_block + int(threadIdx.x % 32);
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      finite = finite && fabsf(c.at[k]) <= FLT_MAX;
+      if (c.at[k] > most || best == nowhere)
+        most = c.at[k], best = first + 32 * k;
+    }
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, most, offset);
+    const int id = __shfl_xor_sync(0xffffffffu, best, offset);
+    if (other > most || (other == most && id < best))
+      most = other, best = id;
+  }
+  if (!__all_sync(0xffffffffu, finite))
+    most = INFINITY;
+}
+
+// The same of what all the cluster's warps found; every warp does it.
+__device__ void greatest_of_all(const row_sums& row, int n, float& most, int& best) {
+  most = -FLT_MAX, best = nowhere;
+  for (int i = int(threadIdx.x % 32); i < n; i += 32)
+    if (row.maxima[i] > most || (row.maxima[i] == most && row.best[i] < best))
+      most = row.maxima[i], best = row.best[i];
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, most, offset);
+    const int id = __shfl_xor_sync(0xffffffffu, best, offset);
+    if (other > most || (other == most && id < best))
+      most = other, best = id;
+  }
+}
+
+// One cluster a draw; the last part, in a fixed order, is its first warp's.
+__global__ void __launch_bounds__(row_threads)
+    draw_rows(const float* logits, std::int64_t vocab, const row_draw* draws, float logprob_temperature, drawn_token* drawn) {
+  __shared__ row_sums row;
+  const auto cluster = cg::this_cluster();
+  const std::int64_t n = blockIdx.x / cluster.num_blocks();
+  const row_draw draw = draws[n];
+  const float* const x = logits + draw.row * vocab;
+  const int n_blocks = int((vocab + column_block - 1) / column_block), lane = int(threadIdx.x % 32);
+  const warp_share share = own_share();
+  float most = 0;
+  int best = 0;
+  find_greatest(x, vocab, n_blocks, share, most, best);
+  cluster.sync(); // all blocks have begun
+  if (lane < int(cluster.num_blocks())) {
+    row_sums& of_block = *cluster.map_shared_rank(&row, lane);
+    of_block.maxima[share.begin] = most, of_block.best[share.begin] = best;
+  }
+  cluster.sync();
+  greatest_of_all(row, share.step, most, best);
+  const float inverse = float(1.0 / fmin(fmax(draw.temperature, 1e-37), 1e37));
+  const float maximum = tempered(most, logprob_temperature) + 0.f;
+  row_sums& gathered = *cluster.map_shared_rank(&row, 0);
+  for (int b = share.begin; b < n_blocks; b += share.step) {
+    const columns c(x, vocab, b, -INFINITY);
+    float weight = 0.f, sum = 0.f;
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+      weight += exp_nonpositive((c.at[k] - most) * inverse);
+      sum += exp_negative(tempered(c.at[k], logprob_temperature) - maximum);
+    }
+    weight = warp_sum(weight), sum = warp_sum(sum);
+    if (lane == 0)
+      gathered.weights[b] = weight, gathered.softmax[b] = sum;
+  }
+  cluster.sync();
+  if (share.begin != 0)
+    return;
+  if (most == INFINITY) {
+    if (lane == 0)
+      drawn[n] = {-1, 0.f};
+    return;
+  }
+  const softmax_stats stats{maximum, sum_of_blocks(row.softmax, n_blocks), 0.f};
+  const int id = draw.temperature == 0 ? best : invert(x, vocab, row.weights, n_blocks, most, inverse, draw.u);
+  if (lane == 0)
+    drawn[n] = {id, logprob(stats, x[id], logprob_temperature)};
+}
+
+} // namespace
+
+void draw_tokens(const float* logits, std::int64_t vocab, const row_draw* draws, std::int64_t n, float logprob_temperature,
+                 drawn_token* drawn, stream where) {
+  launch_rows("draw_tokens", draw_rows, n, vocab, where, logits, vocab, draws, logprob_temperature, drawn);
+}
+
+} // namespace troupe::cuda
