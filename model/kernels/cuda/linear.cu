@@ -1,11 +1,11 @@
-#include "model/kernels/cuda/linear.hpp"
 #include "core/error.hpp"
+#include "model/kernels/cuda/linear.hpp"
 #include "model/kernels/cuda/simt_gemm.hpp"
 #include <array>
+#include <compare>
 #include <cublasLt.h>
 #include <map>
 #include <string>
-#include <tuple>
 
 namespace troupe::cuda {
 namespace {
