@@ -201,21 +201,55 @@ std::string upper(std::string_view text) {
   return out;
 }
 
+namespace {
+
+// The first letter of a word; of several characters where it has no single one.
+std::string title_of(char32_t c) {
+  std::string out;
+  const auto simple = static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(c)));
+  if (category(simple) == UTF8PROC_CATEGORY_LT || !long_uppers().contains(c)) {
+    utf8::append(out, simple);
+    return out;
+  }
+  const auto whole = long_uppers().at(c);
+  if (c == 0x149) // an apostrophe and n
+    return std::string(whole);
+  std::size_t pos = 0;
+  utf8::append(out, utf8::next(whole, pos));
+  while (pos < whole.size()) {
+    const char32_t next = utf8::next(whole, pos);
+    if (next == 0x399) // iota, which stays below the letter
+      utf8::append(out, 0x345);
+    else
+      utf8::append(out, static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(next))));
+  }
+  return out;
+}
+
+} // namespace
+
 std::string capitalize(std::string_view text) {
   if (text.empty())
     return {};
   std::size_t pos = 0;
   const char32_t c = utf8::next(text, pos);
+  return title_of(c) + lower(text).substr(lower(text.substr(0, pos)).size());
+}
+
+std::string title(std::string_view text) {
   std::string out;
-  if (long_uppers().contains(c)) {
-    const auto whole = long_uppers().at(c);
-    std::size_t first = 0;
-    utf8::next(whole, first);
-    out = std::string(whole.substr(0, first)) + lower(whole.substr(first));
-  } else {
-    utf8::append(out, static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(c))));
+  bool inside = false; // behind a letter that has a case
+  for (std::size_t pos = 0; pos < text.size();) {
+    const std::size_t at = pos;
+    const char32_t c = utf8::next(text, pos);
+    const auto one = text.substr(at, pos - at);
+    if (!inside)
+      out += title_of(c);
+    else
+      out += c == 0x3A3 && ends_word(text, at, pos) ? "\xCF\x82" : lowercase(one);
+    inside = is_cased(c);
   }
-  return out + lower(text).substr(lower(text.substr(0, pos)).size());
+  return out;
 }
 
 bool is_letter(char32_t c) noexcept {

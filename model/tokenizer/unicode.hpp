@@ -33,6 +33,7 @@ std::string lowercase(std::string_view text);
 std::string lower(std::string_view text);
 std::string upper(std::string_view text);
 std::string capitalize(std::string_view text);
+std::string title(std::string_view text);
 bool is_letter(char32_t c) noexcept;    // isalpha
 bool is_digit(char32_t c) noexcept;     // isdigit
 bool is_printable(char32_t c) noexcept; // isprintable, the space aside

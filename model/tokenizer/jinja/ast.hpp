@@ -42,7 +42,7 @@ struct expression {
   std::string name;
   value literal;
   std::vector<expression_ptr> items;
-  std::vector<std::pair<std::string, expression_ptr>> named;
+  std::vector<std::pair<std::string, expression_ptr>> named; // "*" and "**": what they spread
   std::vector<std::string> operators;
 };
 

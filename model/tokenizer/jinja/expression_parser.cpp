@@ -302,10 +302,19 @@ expression_ptr expression_parser::parse_subscript(expression_ptr base) {
 
 void expression_parser::parse_arguments(expression& e) {
   expect_op("(");
+  const auto spreads = [&e](std::string_view op) {
+    return std::any_of(e.named.begin(), e.named.end(), [op](const auto& a) { return a.first == op; });
+  };
   while (!is_op(")")) {
-    if (is_op("*") || is_op("**"))
-      unsupported("an argument with * or **");
-    if (now().what == token_kind::name && ahead().what == token_kind::op && ahead().text == "=") {
+    const bool many = is_op("*"), keys = is_op("**");
+    if (many || keys) {
+      if (spreads("**") || (many && spreads("*")))
+        fail("an argument behind one with " + std::string(spreads("**") ? "**" : "*"));
+      advance();
+      e.named.emplace_back(many ? "*" : "**", parse_expression());
+    } else if (now().what == token_kind::name && ahead().what == token_kind::op && ahead().text == "=") {
+      if (spreads("**"))
+        fail("an argument behind one with **");
       auto key = identifier();
       advance();
       e.named.emplace_back(std::move(key), parse_expression());

@@ -1,6 +1,6 @@
 #include "model/tokenizer/jinja/machine.hpp"
+#include "model/tokenizer/jinja/text_filters.hpp"
 #include "model/tokenizer/unicode.hpp"
-#include "model/tokenizer/utf8.hpp"
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -43,13 +43,6 @@ std::int64_t as_whole(machine& m, const std::optional<value>& v, std::int64_t ot
   return v->whole;
 }
 
-// soft_str: what many filters make of their input.
-std::string soft(machine& m, const value& v) {
-  if (v.markup)
-    m.unsupported("a filter on text that went through safe");
-  return to_text(v);
-}
-
 // An attribute path as make_attrgetter reads it: names and indices with dots between.
 value path(machine& m, value v, const value& attribute) {
   if (attribute.is_whole())
@@ -73,14 +66,14 @@ value default_filter(machine& m, const value& v, arguments& args) {
 
 value join_filter(machine& m, const value& v, arguments& args) {
   const auto a = bind(m, "join", args, {"d", "attribute"});
-  const std::string between = a[0] ? soft(m, *a[0]) : "";
+  const std::string between = a[0] ? soft_text(m, *a[0]) : "";
   std::string out;
   bool first = true;
   for (const auto& item : m.iterate(v)) {
     if (!first)
       out += between;
     first = false;
-    out += soft(m, a[1] && !a[1]->is(kind::none) ? path(m, item, *a[1]) : item);
+    out += soft_text(m, a[1] && !a[1]->is(kind::none) ? path(m, item, *a[1]) : item);
     m.charge(1 + out.size() / 4096);
   }
   return m.text(std::move(out));
@@ -129,37 +122,15 @@ value tojson_filter(machine& m, const value& v, arguments& args) {
   return m.text(to_json(v, style));
 }
 
-value indent_filter(machine& m, const value& v, arguments& args) {
-  const auto a = bind(m, "indent", args, {"width", "first", "blank"});
-  const std::string by =
-      a[0] && a[0]->is(kind::string)
-          ? a[0]->str()
-          : std::string(static_cast<std::size_t>(std::clamp<std::int64_t>(as_whole(m, a[0], 4, "indent's width"), 0, 1024)), ' ');
-  const bool first = a[1] && truthy(*a[1]), blank = a[2] && truthy(*a[2]);
-  const std::string text = soft(m, v);
-  std::string out = first ? by : "";
-  for (std::size_t begin = 0, line = 0;; ++line) {
-    const auto end = text.find('\n', begin);
-    const std::string part = text.substr(begin, end == std::string::npos ? end : end - begin);
-    if (line > 0 && (blank || !part.empty()))
-      out += by;
-    out += part;
-    if (end == std::string::npos)
-      return m.text(std::move(out));
-    out += '\n';
-    begin = end + 1;
-  }
-}
-
 value replace_filter(machine& m, const value& v, arguments& args) {
   const auto a = bind(m, "replace", args, {"old", "new", "count"});
   if (!a[0] || !a[1])
     m.fail("replace takes what to replace and with what");
   arguments inner;
-  inner.positional = {value::string(soft(m, *a[0])), value::string(soft(m, *a[1]))};
+  inner.positional = {value::string(soft_text(m, *a[0])), value::string(soft_text(m, *a[1]))};
   if (a[2] && !a[2]->is(kind::none))
     inner.positional.push_back(*a[2]);
-  return m.call(method(m, value::string(soft(m, v)), "replace"), inner);
+  return m.call(method(m, value::string(soft_text(m, v)), "replace"), inner);
 }
 
 value round_filter(machine& m, const value& v, arguments& args) {
@@ -413,6 +384,26 @@ value batch_filter(machine& m, const value& v, arguments& args) {
   return value::list(std::move(out), kind::iterator);
 }
 
+value slice_filter(machine& m, const value& v, arguments& args) {
+  const auto a = bind(m, "slice", args, {"slices", "fill_with"});
+  const auto n = as_whole(m, a[0], 0, "slice's number");
+  if (n < 1 || n > 1'000'000)
+    m.fail("slice's number must be from 1 to 1000000");
+  const auto items = m.iterate(v);
+  const auto size = static_cast<std::int64_t>(items.size()), each = size / n, longer = size % n;
+  m.charge(static_cast<std::size_t>(n));
+  std::vector<value> out;
+  for (std::int64_t i = 0, at = 0; i < n; ++i) {
+    const std::int64_t count = each + (i < longer ? 1 : 0);
+    std::vector<value> part(items.begin() + at, items.begin() + at + count);
+    at += count;
+    if (i >= longer && a[1] && !a[1]->is(kind::none))
+      part.push_back(*a[1]);
+    out.push_back(value::list(std::move(part)));
+  }
+  return value::list(std::move(out), kind::iterator);
+}
+
 value safe_filter(machine& m, const value& v, arguments& args) {
   bind(m, "safe", args, {});
   value out = value::string(to_text(v));
@@ -434,7 +425,7 @@ value trim_filter(machine& m, const value& v, arguments& args) {
   const bool set = a[0] && !a[0]->is(kind::none);
   if (set)
     as_text(m, a[0], "trim's characters");
-  return m.text(std::string(strip(soft(m, v), true, true, set ? &*a[0] : nullptr)));
+  return m.text(std::string(strip(soft_text(m, v), true, true, set ? &*a[0] : nullptr)));
 }
 
 using filter_function = value (*)(machine&, const value&, arguments&);
@@ -442,22 +433,7 @@ using filter_function = value (*)(machine&, const value&, arguments&);
 template <std::string (*convert)(std::string_view)>
 value by_text(machine& m, const value& v, arguments& args) {
   bind(m, "the filter", args, {});
-  return m.text(convert(soft(m, v)));
-}
-
-// Words begin behind spaces and opening brackets.
-std::string title(std::string_view text) {
-  std::string out;
-  bool begins = true;
-  for (std::size_t pos = 0; pos < text.size();) {
-    const std::size_t at = pos;
-    const char32_t c = utf8::next(text, pos);
-    const auto one = text.substr(at, pos - at);
-    const bool between = is_space(c) || (c < 0x80 && std::string_view("-({[<").find(static_cast<char>(c)) != std::string_view::npos);
-    out += between ? std::string(one) : begins ? unicode::upper(one) : unicode::lower(one);
-    begins = between;
-  }
-  return out;
+  return m.text(convert(soft_text(m, v)));
 }
 
 const std::map<std::string_view, filter_function>& filters() {
@@ -467,16 +443,20 @@ const std::map<std::string_view, filter_function>& filters() {
                   arguments& args) { return m.attribute(v, as_text(m, bind(m, "attr", args, {"name"})[0], "attr's name")); }},
       {"batch", batch_filter},
       {"capitalize", by_text<unicode::capitalize>},
+      {"center", center_filter},
       {"count", length_filter},
       {"d", default_filter},
       {"default", default_filter},
       {"dictsort", dictsort_filter},
+      {"e", escape_filter},
+      {"escape", escape_filter},
       {"first",
        [](machine& m, const value& v, arguments& args) {
          bind(m, "first", args, {});
          return first_or_last(m, v, true);
        }},
       {"float", float_filter},
+      {"format", format_filter},
       {"indent", indent_filter},
       {"int", int_filter},
       {"items", items_filter},
@@ -511,11 +491,14 @@ const std::map<std::string_view, filter_function>& filters() {
          return v.markup ? v : m.text(to_text(v));
        }},
       {"sum", sum_filter},
-      {"title", by_text<title>},
+      {"slice", slice_filter},
+      {"title", title_filter},
       {"tojson", tojson_filter},
       {"trim", trim_filter},
+      {"truncate", truncate_filter},
       {"unique", unique_filter},
       {"upper", by_text<unicode::upper>},
+      {"wordcount", wordcount_filter},
   };
   return all;
 }

@@ -249,12 +249,33 @@ value machine::evaluate_slice(const expression& e) {
   return is_text ? text(from_characters(chosen_text)) : value::list(std::move(chosen), base.type);
 }
 
+void machine::spread(arguments& args, const value& named) {
+  if (!named.is(kind::dict))
+    fail("an argument with ** must be a dict, not a " + type_name(named));
+  for (const auto& [key, item] : named.map->entries) {
+    if (!key.is(kind::string))
+      fail("an argument's name must be a string, not a " + type_name(key));
+    if (std::any_of(args.named.begin(), args.named.end(), [&k = key.str()](const auto& a) { return a.first == k; }))
+      fail("argument \"" + key.str() + "\" is given twice");
+    args.named.emplace_back(key.str(), item);
+  }
+}
+
 arguments machine::evaluate_arguments(const expression& e) {
   arguments args;
   for (std::size_t i = 1; i < e.items.size(); ++i)
     args.positional.push_back(evaluate(*e.items[i]));
-  for (const auto& [name, item] : e.named)
-    args.named.emplace_back(name, evaluate(*item));
+  for (const auto& [name, item] : e.named) {
+    const value v = evaluate(*item);
+    if (name == "*") {
+      const auto items = iterate(v);
+      args.positional.insert(args.positional.end(), items.begin(), items.end());
+    } else if (name == "**") {
+      spread(args, v);
+    } else {
+      args.named.emplace_back(name, v);
+    }
+  }
   return args;
 }
 
@@ -301,12 +322,8 @@ value machine::evaluate_compare(const expression& e) {
 
 value machine::evaluate_concat(const expression& e) {
   std::string out;
-  for (const auto& item : e.items) {
-    const value v = evaluate(*item);
-    if (v.markup)
-      unsupported("joining text that went through safe");
-    out += to_text(v);
-  }
+  for (const auto& item : e.items)
+    out += to_text(evaluate(*item));
   return text(std::move(out));
 }
 

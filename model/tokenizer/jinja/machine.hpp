@@ -68,6 +68,7 @@ private:
   value evaluate_filters(const expression& chain, const value& input);
   value evaluate_sign(const expression& e);
   arguments evaluate_arguments(const expression& e);
+  void spread(arguments& args, const value& named);
 
   flow execute(const body& statements);
   flow execute(const statement& s);

@@ -1,4 +1,4 @@
-#include "model/tokenizer/jinja/machine.hpp"
+#include "model/tokenizer/jinja/formatting.hpp"
 #include "model/tokenizer/unicode.hpp"
 #include "model/tokenizer/utf8.hpp"
 #include <algorithm>
@@ -143,11 +143,46 @@ value splitlines_method(machine& m, const std::string& s, arguments& args) {
   return value::list(std::move(out));
 }
 
-value find_method(machine& m, const std::string& s, arguments& args, bool last) {
+value find_method(machine& m, const std::string& s, arguments& args, bool last, bool must = false) {
   const auto a = bind(m, "find", args, {"sub"});
   const auto& part = text_of(m, a[0], "find");
   const auto at = last ? s.rfind(part) : s.find(part);
+  if (must && at == std::string::npos)
+    m.fail("index did not find the string");
   return value::integer(at == std::string::npos ? -1 : static_cast<std::int64_t>(length(std::string_view(s).substr(0, at))));
+}
+
+// Three parts: before, the separator, behind it; the whole and two empty ones where there is none.
+value partition_method(machine& m, const std::string& s, arguments& args, bool last) {
+  const auto a = bind(m, "partition", args, {"sep"});
+  const auto& by = text_of(m, a[0], "partition");
+  if (by.empty())
+    m.fail("partition by an empty string");
+  const auto at = last ? s.rfind(by) : s.find(by);
+  std::vector<std::string> parts = {s.substr(0, at), by, at == std::string::npos ? "" : s.substr(at + by.size())};
+  if (at == std::string::npos)
+    parts = last ? std::vector<std::string>{"", "", s} : std::vector<std::string>{s, "", ""};
+  std::vector<value> out;
+  for (auto& part : parts)
+    out.push_back(value::string(std::move(part)));
+  return value::list(std::move(out), kind::tuple);
+}
+
+value justify_method(machine& m, const std::string& s, arguments& args, int side) {
+  const auto a = bind(m, "center", args, {"width", "fillchar"});
+  const std::string fill = a[1] ? text_of(m, a[1], "center") : " ";
+  if (!a[0] || length(fill) != 1)
+    m.fail("center, ljust and rjust take a width and one character");
+  return justified(m, s, whole_of(m, a[0], 0, "center"), side, characters(fill)[0]);
+}
+
+value zfill_method(machine& m, const std::string& s, arguments& args) {
+  const auto a = bind(m, "zfill", args, {"width"});
+  const bool sign = s.starts_with('+') || s.starts_with('-');
+  if (!a[0])
+    m.fail("zfill takes a width");
+  return m.text(s.substr(0, sign ? 1 : 0) +
+                justified(m, s.substr(sign ? 1 : 0), whole_of(m, a[0], 0, "zfill") - (sign ? 1 : 0), 1, U'0').str());
 }
 
 value count_method(machine& m, const std::string& s, arguments& args) {
@@ -199,9 +234,12 @@ const std::map<std::string_view, string_method>& string_methods() {
   using str = const std::string&;
   static const std::map<std::string_view, string_method> all = {
       {"capitalize", [](machine& m, str s, arguments& a) { return cased(m, s, a, unicode::capitalize); }},
+      {"center", [](machine& m, str s, arguments& a) { return justify_method(m, s, a, 0); }},
       {"count", count_method},
       {"endswith", [](machine& m, str s, arguments& a) { return affix_method(m, s, a, false); }},
       {"find", [](machine& m, str s, arguments& a) { return find_method(m, s, a, false); }},
+      {"format", [](machine& m, str s, arguments& a) { return brace_format(m, s, a); }},
+      {"index", [](machine& m, str s, arguments& a) { return find_method(m, s, a, false, true); }},
       {"isalnum",
        [](machine& m, str s, arguments& a) {
          return all_are(m, s, a, [](char32_t c) { return unicode::is_letter(c) || unicode::is_numeric(c); });
@@ -212,28 +250,34 @@ const std::map<std::string_view, string_method>& string_methods() {
       {"islower", [](machine& m, str s, arguments& a) { return has_case(m, s, a, "lower"); }},
       {"isupper", [](machine& m, str s, arguments& a) { return has_case(m, s, a, "upper"); }},
       {"join", join_method},
+      {"ljust", [](machine& m, str s, arguments& a) { return justify_method(m, s, a, -1); }},
       {"lower", [](machine& m, str s, arguments& a) { return cased(m, s, a, unicode::lower); }},
       {"lstrip", [](machine& m, str s, arguments& a) { return strip_method(m, s, a, true, false); }},
+      {"partition", [](machine& m, str s, arguments& a) { return partition_method(m, s, a, false); }},
       {"removeprefix", [](machine& m, str s, arguments& a) { return remove_affix(m, s, a, true); }},
       {"removesuffix", [](machine& m, str s, arguments& a) { return remove_affix(m, s, a, false); }},
       {"replace", replace_method},
       {"rfind", [](machine& m, str s, arguments& a) { return find_method(m, s, a, true); }},
+      {"rindex", [](machine& m, str s, arguments& a) { return find_method(m, s, a, true, true); }},
+      {"rjust", [](machine& m, str s, arguments& a) { return justify_method(m, s, a, 1); }},
+      {"rpartition", [](machine& m, str s, arguments& a) { return partition_method(m, s, a, true); }},
       {"rsplit", [](machine& m, str s, arguments& a) { return split_method(m, s, a, true); }},
       {"rstrip", [](machine& m, str s, arguments& a) { return strip_method(m, s, a, false, true); }},
       {"split", [](machine& m, str s, arguments& a) { return split_method(m, s, a, false); }},
       {"splitlines", splitlines_method},
       {"startswith", [](machine& m, str s, arguments& a) { return affix_method(m, s, a, true); }},
       {"strip", [](machine& m, str s, arguments& a) { return strip_method(m, s, a, true, true); }},
+      {"title", [](machine& m, str s, arguments& a) { return cased(m, s, a, unicode::title); }},
       {"upper", [](machine& m, str s, arguments& a) { return cased(m, s, a, unicode::upper); }},
+      {"zfill", zfill_method},
   };
   return all;
 }
 
 // Methods that Python has and this does not: refused when asked for, so that no template reads them as undefined.
-constexpr std::string_view refused_of_string[] = {"casefold",   "center",   "encode",    "expandtabs",   "format",    "format_map",
-                                                  "index",      "isascii",  "isdecimal", "isidentifier", "isnumeric", "isprintable",
-                                                  "istitle",    "ljust",    "maketrans", "partition",    "rindex",    "rjust",
-                                                  "rpartition", "swapcase", "title",     "translate",    "zfill"};
+constexpr std::string_view refused_of_string[] = {"casefold",  "encode",       "expandtabs", "format_map",  "isascii",
+                                                  "isdecimal", "isidentifier", "isnumeric",  "isprintable", "istitle",
+                                                  "maketrans", "swapcase",     "translate"};
 constexpr std::string_view refused_of_list[] = {"append", "clear", "copy",   "count",   "extend", "index",
                                                 "insert", "pop",   "remove", "reverse", "sort"};
 constexpr std::string_view refused_of_dict[] = {"clear", "copy", "fromkeys", "pop", "popitem", "setdefault", "update"};

@@ -1,4 +1,4 @@
-#include "model/tokenizer/jinja/machine.hpp"
+#include "model/tokenizer/jinja/formatting.hpp"
 #include "model/tokenizer/utf8.hpp"
 #include <algorithm>
 #include <cmath>
@@ -164,12 +164,26 @@ value repeat(machine& m, const value& a, std::int64_t times) {
 
 } // namespace
 
+namespace {
+
+// As markupsafe has it: what did not go through safe is escaped beside what did.
+value added(machine& m, const value& a, const value& b) {
+  if (!a.markup && !b.markup)
+    return m.text(a.str() + b.str());
+  const auto safe = [](const value& v) { return v.markup ? v.str() : html_escaped(v.str()); };
+  value out = m.text(safe(a) + safe(b));
+  out.markup = true;
+  return out;
+}
+
+} // namespace
+
 value machine::binary(const std::string& op, const value& a, const value& b) {
   for (const auto* v : {&a, &b}) {
     if (v->is(kind::undefined))
       fail((v->text ? *v->text : "the value is undefined") + "; it is an operand of " + op);
-    if (v->markup)
-      unsupported("joining text that went through safe");
+    if (v->markup && op != "+")
+      unsupported("operator " + op + " on text that went through safe");
   }
   const bool numbers = a.is_number() && b.is_number();
   if (numbers && a.is_whole() && b.is_whole() && (op == "+" || op == "-" || op == "*"))
@@ -183,7 +197,7 @@ value machine::binary(const std::string& op, const value& a, const value& b) {
   if (numbers)
     return op == "**" ? power(*this, a, b) : divide(*this, op, a, b);
   if (op == "+" && a.is(kind::string) && b.is(kind::string))
-    return text(a.str() + b.str());
+    return added(*this, a, b);
   if (op == "+" && sequences(a, b)) {
     auto items = a.items->items;
     items.insert(items.end(), b.items->items.begin(), b.items->items.end());
@@ -196,7 +210,7 @@ value machine::binary(const std::string& op, const value& a, const value& b) {
   if (op == "*" && repeats(b) && a.is_whole())
     return repeat(*this, b, a.whole);
   if (op == "%" && a.is(kind::string))
-    unsupported("formatting a string with %");
+    return percent_format(*this, a.str(), b);
   fail("operator " + op + " does not take a " + type_name(a) + " and a " + type_name(b));
 }
 

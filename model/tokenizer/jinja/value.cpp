@@ -355,7 +355,7 @@ std::string json_string(const std::string& text, bool ensure_ascii) {
     constexpr std::string_view names = "\b\f\n\r\t\"\\", letters = "bfnrt\"\\";
     if (const auto at = c < 0x80 ? names.find(static_cast<char>(c)) : std::string_view::npos; at != std::string_view::npos)
       (out += '\\') += letters[at];
-    else if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000 && c != 0x7F))
+    else if (c < 0x20 || (ensure_ascii && c >= 0x7F && c < 0x10000))
       unit(static_cast<unsigned>(c));
     else if (ensure_ascii && c >= 0x10000) {
       unit(static_cast<unsigned>(0xD800 + ((c - 0x10000) >> 10)));
