@@ -18,6 +18,25 @@ __global__ void __launch_bounds__(threads) by_elements(F f, std::int64_t count) 
       f.template vector<1>(j);
 }
 
+// f.vector<N>(row, column) for n rows of `width` elements, a multiple of N: no division by the width.
+template <int N, class F>
+__global__ void __launch_bounds__(threads) by_rows(F f, std::int64_t width) {
+  const std::int64_t column = (std::int64_t(blockIdx.y) * threads + threadIdx.x) * N;
+  if (column < width)
+    f.template vector<N>(blockIdx.x, column);
+}
+
+template <int N, class F>
+void for_rows(const char* what, std::int64_t n, std::int64_t width, bool vectors, const F& f, stream where) {
+  if (n == 0 || width == 0)
+    return;
+  if (vectors && width % N == 0)
+    by_rows<N><<<dim3(unsigned(n), ceil_div(width, std::int64_t(threads) * N)), threads, 0, where>>>(f, width);
+  else
+    by_rows<1><<<dim3(unsigned(n), ceil_div(width, threads)), threads, 0, where>>>(f, width);
+  check(cudaGetLastError(), what);
+}
+
 template <int N, class F>
 void for_each(const char* what, std::int64_t count, bool vectors, const F& f, stream where) {
   if (count == 0)
@@ -44,14 +63,14 @@ struct silu_mul_of {
   std::int64_t inter;
   T* act;
   template <int N>
-  __device__ void vector(std::int64_t i) const {
-    const std::int64_t row = i / inter, at = row * 2 * inter + i % inter;
+  __device__ void vector(std::int64_t row, std::int64_t column) const {
+    const std::int64_t at = row * 2 * inter + column;
     const auto g = load<N>(gate_up + at), u = load<N>(gate_up + at + inter);
     vec<T, N> out;
 #pragma unroll
     for (int k = 0; k < N; ++k)
       round_to(out.at[k], rounded<T>(silu(widen(g.at[k]))) * widen(u.at[k]));
-    store<N>(act + i, out);
+    store<N>(act + row * inter + column, out);
   }
 };
 
@@ -62,10 +81,10 @@ struct silu_mul_gradient {
   std::int64_t inter;
   T* d_gate_up;
   template <int N>
-  __device__ void vector(std::int64_t i) const {
-    const std::int64_t row = i / inter, at = row * 2 * inter + i % inter;
+  __device__ void vector(std::int64_t row, std::int64_t column) const {
+    const std::int64_t at = row * 2 * inter + column;
     const auto gates = load<N>(gate_up + at), ups = load<N>(gate_up + at + inter);
-    const auto d = load<N>(d_act + i);
+    const auto d = load<N>(d_act + row * inter + column);
     vec<T, N> d_gates, d_ups;
 #pragma unroll
     for (int k = 0; k < N; ++k) {
@@ -144,7 +163,7 @@ struct sum_of {
 void silu_mul(dtype type, const void* gate_up, std::int64_t n, std::int64_t inter, void* act, stream where) {
   with_type(type, "silu_mul", [&](auto t) {
     using T = decltype(t);
-    for_each<wide<T>>("silu_mul", n * inter, inter % wide<T> == 0 && aligned(gate_up) && aligned(act),
+    for_rows<wide<T>>("silu_mul", n, inter, aligned(gate_up) && aligned(act),
                       silu_mul_of<T>{static_cast<const T*>(gate_up), inter, static_cast<T*>(act)}, where);
   });
 }
@@ -153,7 +172,7 @@ void silu_mul_backward(dtype type, const void* gate_up, const float* d_act, std:
                        stream where) {
   with_type(type, "silu_mul_backward", [&](auto t) {
     using T = decltype(t);
-    for_each<wide<T>>("silu_mul_backward", n * inter, inter % wide<T> == 0 && aligned(gate_up) && aligned(d_act) && aligned(d_gate_up),
+    for_rows<wide<T>>("silu_mul_backward", n, inter, aligned(gate_up) && aligned(d_act) && aligned(d_gate_up),
                       silu_mul_gradient<T>{static_cast<const T*>(gate_up), d_act, inter, static_cast<T*>(d_gate_up)}, where);
   });
 }

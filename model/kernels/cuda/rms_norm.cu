@@ -13,7 +13,12 @@ constexpr int max_partials = 256; // of the weight's gradient
 // Where rows lie: n rows of `heads` heads of h elements, `ld` elements from row to row.
 struct strided {
   std::int64_t ld, heads, h;
-  __device__ std::int64_t operator()(std::int64_t row_and_head) const { return row_and_head / heads * ld + row_and_head % heads * h; }
+  __device__ std::int64_t operator()(unsigned row_and_head) const {
+    if (heads == 1) // no division, which takes longer than all else here
+      return row_and_head * ld;
+    const unsigned n = unsigned(heads);
+    return row_and_head / n * ld + row_and_head % n * h;
+  }
 };
 
 // Of a sum of squares over h elements.
@@ -145,15 +150,15 @@ __global__ void __launch_bounds__(max_threads) rms_norm_dx_rows(const float* dy,
 
 // partials [blocks of rows][h]: sums over the block's rows, ascending, of dy * xhat; a thread a column.
 template <class T>
-__global__ void rms_norm_dw_partials(const float* dy, strided dy_at, const T* x, strided x_at, const float* inverses, std::int64_t n_rows,
-                                     std::int64_t per_block, int h, float* partials) {
+__global__ void rms_norm_dw_partials(const float* dy, strided dy_at, const T* x, strided x_at, const float* inverses, unsigned n_rows,
+                                     unsigned per_block, int h, float* partials) {
   const int j = int(blockIdx.x * blockDim.x + threadIdx.x);
   if (j >= h)
     return;
-  const std::int64_t begin = blockIdx.y * per_block, end = min(n_rows, begin + per_block);
+  const unsigned begin = blockIdx.y * per_block, end = min(n_rows, begin + per_block);
   float sum = 0.f;
 #pragma unroll 4
-  for (std::int64_t r = begin; r < end; ++r)
+  for (unsigned r = begin; r < end; ++r)
     sum = __fmaf_rn(dy[dy_at(r) + j], widen(x[x_at(r) + j]) * inverses[r], sum);
   partials[std::int64_t(blockIdx.y) * h + j] = sum;
 }
@@ -214,11 +219,11 @@ void rms_norm_backward(dtype type, const float* dy, std::int64_t lddy, const voi
     kernel<<<unsigned(n_rows), c.threads, 0, where>>>(dy, dy_at, in, x_at, weight, eps, int(h), dx, dx_at, add, scratch);
     if (!dw)
       return;
-    const std::int64_t per_block = std::max<std::int64_t>(16, ceil_div(n_rows, max_partials));
+    const unsigned per_block = std::max(16u, ceil_div(n_rows, max_partials));
     const unsigned n_partials = ceil_div(n_rows, per_block), columns = ceil_div(h, 128);
     float* const partials = scratch + n_rows;
     rms_norm_dw_partials<T>
-        <<<dim3(columns, n_partials), 128, 0, where>>>(dy, dy_at, in, x_at, scratch, n_rows, per_block, int(h), partials);
+        <<<dim3(columns, n_partials), 128, 0, where>>>(dy, dy_at, in, x_at, scratch, unsigned(n_rows), per_block, int(h), partials);
     add_partials<<<columns, 128, 0, where>>>(partials, int(n_partials), int(h), dw);
   });
   check(cudaGetLastError(), what);
