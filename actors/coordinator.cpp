@@ -411,9 +411,10 @@ coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer
 
 // ---- the door ----
 
-door_actor::behavior_type door(door_actor::pointer self, const coordinator_actor& coordinator, const std::string& secret) {
+door_actor::behavior_type door(door_actor::pointer self, const coordinator_actor& coordinator, const std::string& secret,
+                               const std::string& numerics) {
   return {
-      [self, coordinator, secret](const join_request& r) -> caf::result<join_answer, coordinator_actor> {
+      [self, coordinator, secret, numerics](const join_request& r) -> caf::result<join_answer, coordinator_actor> {
         const auto differs = [](const std::string& what, const std::string& theirs, const std::string& ours) {
           return caf::make_error(errc::bad_input, "this worker cannot join: its " + what + " is " + theirs + ", the run's is " + ours +
                                                       "; start the run's own program");
@@ -422,8 +423,8 @@ door_actor::behavior_type door(door_actor::pointer self, const coordinator_actor
           return differs("protocol", std::to_string(r.protocol), std::to_string(protocol_hash()));
         if (r.build != build_name())
           return differs("build", r.build, build_name());
-        if (r.numerics != numerics_name())
-          return differs("numerics", r.numerics, numerics_name());
+        if (r.numerics != numerics)
+          return differs("numerics", r.numerics, numerics);
         if (r.secret != secret)
           return caf::make_error(errc::bad_input, std::string("this worker cannot join: it does not know the run's secret"));
         auto promise = self->make_response_promise<join_answer, coordinator_actor>();

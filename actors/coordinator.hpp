@@ -112,6 +112,7 @@ private:
 coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer<coordinator_state> self, const coordinator_setup& setup);
 
 /// The published actor: lets in programs of the same build that know the run's secret. Throws nothing; refuses with one line.
-door_actor::behavior_type door(door_actor::pointer self, const coordinator_actor& coordinator, const std::string& secret);
+door_actor::behavior_type door(door_actor::pointer self, const coordinator_actor& coordinator, const std::string& secret,
+                               const std::string& numerics);
 
 } // namespace troupe

@@ -282,7 +282,7 @@ TEST_F(coordinator_test, RolesAreGivenOnceAndAgainAfterAnExit) {
 
 TEST_F(coordinator_test, DoorRefusesStrangersWithBothValues) {
   start();
-  const auto d = sys.spawn(door, c, "the secret");
+  const auto d = sys.spawn(door, c, "the secret", numerics_name());
   const auto ask = [&](const join_request& r) {
     std::string got;
     auto handle = self->request(d, caf::infinite, r);

@@ -49,12 +49,13 @@ std::size_t n_local_workers(const config& cfg, std::size_t all) {
 
 gate::gate(caf::actor_system& sys, const run_inputs& in, run_outputs& outputs, const coordinator_actor& coordinator,
            const std::string& secret)
-    : entrance_(sys.spawn(door, coordinator, secret)) {
+    : entrance_(sys.spawn(door, coordinator, secret, numerics_name(in.gpu >= 0))) {
   const std::uint16_t port = open_door(sys, entrance_, in.cfg.placement.listen);
   kept_ = std::make_unique<secret_file>(port, secret);
   const std::string address = parse_address(in.cfg.placement.listen, "placement.listen").first + ':' + std::to_string(port);
   outputs.log("workers join with: troupe worker --join " + address);
   std::vector<std::string> arguments = {"worker", "--join", address, "--isa", std::string(name_of(in.which))};
+  arguments.insert(arguments.end(), {"--device", in.gpu >= 0 ? "cuda:" + std::to_string(in.gpu) : "cpu"});
   if (in.threads > 0)
     arguments.insert(arguments.end(), {"--threads", std::to_string(in.threads)});
   workers_ = std::make_unique<supervisor>(arguments,

@@ -76,7 +76,7 @@ std::uint64_t protocol_hash() {
 }
 
 std::string build_name() { return "0.1.0"; }
-std::string numerics_name() { return "cpu-1"; }
+std::string numerics_name(bool gpu) { return gpu ? "cuda-1" : "cpu-1"; }
 
 caf::error to_caf(const error& e) { return caf::make_error(e.code(), std::string(e.what())); }
 

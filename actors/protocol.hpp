@@ -266,8 +266,8 @@ using door_actor = caf::typed_actor<
 std::uint64_t protocol_hash();
 /// "0.1.0": what `--version` says; equal in all processes of a run.
 std::string build_name();
-/// Which bits the kernels make: raised when a kernel's definition changes; the same for all instruction sets.
-std::string numerics_name();
+/// Which bits the kernels make: raised when a kernel's definition changes; the same for all instruction sets, not for CPU and GPU.
+std::string numerics_name(bool gpu = false);
 
 /// An error across actors, with its text; `to_exception` turns it back.
 caf::error to_caf(const error& e);

@@ -175,7 +175,7 @@ void watch(control& host, const coordinator_actor& coordinator, const held_signa
 
 void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   const held_signals signals;
-  compute where(in.threads, in.which);
+  compute where(in.threads, in.which, in.gpu);
   const auto model = load_policy(in.cfg, true, where);
   const auto reference = load_reference(in.cfg, where);
   central_parts parts(in, outputs);

@@ -25,6 +25,7 @@ struct run_inputs {
   std::string resume_only; // this checkpoint and no other
   int threads = 0;         // 0: one a core
   isa which = isa::scalar;
+  int gpu = -1;            // that models are made on; -1: the CPU
 };
 
 /// Throws errc::bad_config or errc::unsupported, naming the key: placement and channel that do not go together, an address
@@ -45,6 +46,7 @@ struct worker_options {
   std::int64_t parent = 0; // pid of the `train` that started it; 0: none
   int threads = 0;
   isa which = isa::scalar;
+  int gpu = -1; // that models are made on; -1: the CPU
 };
 
 /// Takes part in a run until it ends. Returns the exit code; throws when it cannot join.

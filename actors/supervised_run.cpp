@@ -28,7 +28,7 @@ class supervised_loop {
 public:
   /// ranks: the processes that share the model, of which this is the first; null: this one has it alone.
   supervised_loop(const run_inputs& in, run_outputs& outputs, const std::atomic<bool>& stop, process_ranks* ranks = nullptr)
-      : in_(in), outputs_(outputs), stop_(stop), where_(in.threads, in.which),
+      : in_(in), outputs_(outputs), stop_(stop), where_(in.threads, in.which, in.gpu),
         learner_(in.cfg, ranks ? load_policy_part(in.cfg, *ranks, where_).whole : load_policy(in.cfg, false, where_),
                  load_teacher(in.cfg, where_), in.total_steps, where_),
         sampler_(in.sft_train.size(), std::uint64_t(in.cfg.data.train_batch_size), in.cfg.run.seed, in.cfg.data.shuffle) {

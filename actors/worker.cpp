@@ -51,7 +51,7 @@ invitation join(caf::actor_system& sys, caf::scoped_actor& self, const worker_op
   request.protocol = protocol_hash();
   request.secret = options.secret.empty() ? read_secret(port) : options.secret;
   request.build = build_name();
-  request.numerics = numerics_name();
+  request.numerics = numerics_name(options.gpu >= 0);
   request.host = host_name();
   request.isa = name_of(options.which);
   request.pid = getpid();
@@ -234,7 +234,7 @@ public:
     self_->receive([&](const rank_peers& peers) { world->connect(peers.endpoints); });
     const mesh shape = info.role == worker_role::learner ? learner_layout(cfg).training : mesh{1, 1, n_};
     process_ranks ranks(world, rank_, shape);
-    compute where(threads(), options_.which);
+    compute where(threads(), options_.which, options_.gpu);
     try {
       work_as_rank(sys_, self_, in_, info, {cfg, secret_, where, &ranks});
     } catch (const error& e) {
@@ -281,7 +281,7 @@ int run_worker(const worker_options& options) {
   try {
     if (in.welcome.ranks > 1)
       ranks.run(cfg, info);
-    compute where(options.threads, options.which);
+    compute where(options.threads, options.which, options.gpu);
     work_alone(sys, self, in, info, {cfg, secret, where, nullptr});
     return 0;
   } catch (const error& e) {

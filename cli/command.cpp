@@ -2,23 +2,43 @@
 #include "core/error.hpp"
 #include "model/compute.hpp"
 #include "model/config.hpp"
+#ifdef TROUPE_CUDA
+#include "model/kernels/cuda/memory.hpp"
+#endif
 
 namespace troupe {
 namespace {
 
-void check_device(const std::string& device) {
-  if (device.empty() || device == "cpu")
-    return;
-  const bool numbered = device.starts_with("cuda:") && device.size() > 5 && device.find_first_not_of("0123456789", 5) == std::string::npos;
-  if (device == "cuda" || numbered)
-    throw error(errc::unsupported, "--device " + device + ": this build runs on the CPU only; use --device cpu");
-  throw error(errc::bad_usage, "--device " + device + ": it is cpu, cuda or cuda:N");
+int gpu_count() {
+#ifdef TROUPE_CUDA
+  return cuda::device_count();
+#else
+  return 0;
+#endif
 }
 
 } // namespace
 
+int gpu_of(const std::string& device) {
+  if (device == "cpu" || (device.empty() && gpu_count() == 0))
+    return -1;
+  const bool numbered = device.starts_with("cuda:") && device.size() > 5 && device.find_first_not_of("0123456789", 5) == std::string::npos;
+  if (!device.empty() && device != "cuda" && !numbered)
+    throw error(errc::bad_usage, "--device " + device + ": it is cpu, cuda or cuda:N");
+#ifdef TROUPE_CUDA
+  const int gpu = numbered && device.size() < 12 ? std::stoi(device.substr(5)) : numbered ? gpu_count() : 0;
+  if (gpu >= gpu_count())
+    throw error(errc::bad_usage, "--device " + device + ": this machine has " + std::to_string(gpu_count()) +
+                                     " GPUs that this process can use; use --device cpu" + (gpu_count() > 0 ? " or a lower number" : ""));
+  return gpu;
+#else
+  throw error(errc::unsupported,
+              "--device " + device + ": this build runs on the CPU only; use --device cpu, or a build of ./dev build cuda");
+#endif
+}
+
 void add_common_options(CLI::App& app, common_options& options) {
-  app.add_option("--device", options.device, "cpu | cuda | cuda:N; default: cuda if there is one");
+  app.add_option("--device", options.device, device_help);
   app.add_option("--dtype", options.dtype_name, "float32 | bfloat16; default: config.json's, else float32");
   app.add_option("--threads", options.threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app.add_option("--isa", options.isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
@@ -33,8 +53,8 @@ void add_seed(CLI::App& app, std::uint64_t& seed, const std::string& help) {
 }
 
 std::unique_ptr<compute> make_compute(const common_options& options) {
-  check_device(options.device);
-  return std::make_unique<compute>(options.threads, options.isa_name.empty() ? best_isa() : isa_from_name(options.isa_name));
+  return std::make_unique<compute>(options.threads, options.isa_name.empty() ? best_isa() : isa_from_name(options.isa_name),
+                                   gpu_of(options.device));
 }
 
 dtype compute_type(const common_options& options, const std::filesystem::path& model_dir) {

@@ -27,6 +27,10 @@ struct common_options {
 void add_common_options(CLI::App& app, common_options& options);
 /// --seed N, 0 to 2^64 - 1.
 void add_seed(CLI::App& app, std::uint64_t& seed, const std::string& help);
+inline constexpr const char* device_help = "cpu | cuda | cuda:N; default: cuda if there is one";
+/// The GPU that --device names, -1 for the CPU. Throws errc::bad_usage for another word or a GPU that is not there, errc::unsupported where
+/// the build has no GPU parts.
+int gpu_of(const std::string& device);
 std::unique_ptr<compute> make_compute(const common_options& options);
 /// The compute type asked for, else what the model's config.json declares, else float32.
 dtype compute_type(const common_options& options, const std::filesystem::path& model_dir);

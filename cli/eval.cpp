@@ -72,7 +72,7 @@ void add_eval(CLI::App& root, action& chosen) {
   app->add_option("config", options->file, "the configuration, a TOML file")->required();
   app->add_option("--set", options->overrides, "key=value: overrides a key, the value in TOML; a bare word is a string")
       ->allow_extra_args(false);
-  app->add_option("--device", options->device, "cpu");
+  app->add_option("--device", options->device, device_help);
   app->add_option("--threads", options->threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app->add_option("--isa", options->isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
   app->callback([options, &chosen] { chosen = [options] { return eval(*options); }; });

@@ -109,7 +109,7 @@ void check_memory(const validated_run& run) {
     throw error(errc::bad_config, lacking);
 }
 
-run_inputs make_inputs(const train_options& options, validated_run& run) {
+run_inputs make_inputs(const train_options& options, validated_run& run, int gpu) {
   run_inputs in;
   in.cfg = run.cfg;
   in.model = run.model;
@@ -123,20 +123,20 @@ run_inputs make_inputs(const train_options& options, validated_run& run) {
   if (names_checkpoint(run.cfg))
     in.resume_only = fs::absolute(run.cfg.run.resume).lexically_normal().string();
   in.threads = options.threads;
+  in.gpu = gpu;
   in.which = options.isa_name.empty() ? best_isa() : isa_from_name(options.isa_name);
   return in;
 }
 
 int train(const train_options& options) {
-  if (!options.device.empty() && options.device != "cpu")
-    throw error(errc::unsupported, "--device " + options.device + ": this build trains on the CPU only; use --device cpu");
+  const int gpu = gpu_of(options.device);
   const config cfg = read_config(options);
   const bool used = check_run_directory(cfg);
   check_placement(cfg);
   check_listen(cfg);
   validated_run run = validate_run(cfg);
   check_memory(run);
-  const run_inputs inputs = make_inputs(options, run);
+  const run_inputs inputs = make_inputs(options, run, gpu);
   const run_lock lock(cfg.run_dir());
   const std::int64_t step = used ? step_to_resume(cfg) : 0;
   if (step >= run.total_steps) {
@@ -172,7 +172,7 @@ void add_train(CLI::App& root, action& chosen) {
   app->add_option("--set", options->overrides, "key=value: overrides a key, the value in TOML; a bare word is a string")
       ->allow_extra_args(false);
   app->add_option("--resume", options->resume, "auto | never | DIR, a checkpoint of this run; overrides run.resume");
-  app->add_option("--device", options->device, "cpu");
+  app->add_option("--device", options->device, device_help);
   app->add_option("--threads", options->threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app->add_option("--isa", options->isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
   app->callback([options, &chosen] { chosen = [options] { return train(*options); }; });

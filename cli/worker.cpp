@@ -23,7 +23,7 @@ void add_worker(CLI::App& root, action& chosen) {
   auto p = std::make_shared<parsed>();
   auto* app = root.add_subcommand("worker", "take part in a run that is under way");
   app->add_option("--join", p->options.join, "HOST:PORT of the run, as its log.txt says")->required();
-  app->add_option("--device", p->device, "cpu");
+  app->add_option("--device", p->device, device_help);
   app->add_option("--threads", p->options.threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app->add_option("--isa", p->isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
   // Set by the `train` that starts a worker: its secret is on no command line.
@@ -32,8 +32,7 @@ void add_worker(CLI::App& root, action& chosen) {
   std::from_chars(parent.data(), parent.data() + parent.size(), p->options.parent);
   app->callback([p, &chosen] {
     chosen = [p] {
-      if (!p->device.empty() && p->device != "cpu")
-        throw error(errc::unsupported, "--device " + p->device + ": this build runs on the CPU only; use --device cpu");
+      p->options.gpu = gpu_of(p->device);
       p->options.which = p->isa_name.empty() ? best_isa() : isa_from_name(p->isa_name);
       return run_worker(p->options);
     };

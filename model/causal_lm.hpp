@@ -50,6 +50,17 @@ public:
   virtual ~tape() = default;
 };
 
+/// A token that the model itself draws from a row of its logits, without rules or truncation.
+struct token_draw {
+  std::int32_t row = 0;   // index into forward's logit_rows
+  double temperature = 1; // 0: greedy, the lowest id of equals
+  double u = 0;           // uniform in [0, 1): the place in the cumulative distribution
+};
+struct drawn_token {
+  std::int32_t id = 0; // -1: a logit of the row is not finite
+  float logprob = 0;   // softmax of logits / logprob_temperature over the whole vocabulary
+};
+
 /// Results of a scoring pass, one value a target.
 struct target_values {
   std::vector<float> logprobs; // natural log, softmax of logits / temperature over the whole vocabulary
@@ -76,6 +87,18 @@ public:
   /// Runs `batch` against `cache`. logit_rows: rows of the pass whose logits are wanted, ascending.
   /// logits: [logit_rows.size(), vocab_size] f32, untempered.
   virtual void forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) = 0;
+
+  /// Whether forward_draw may be called: the logits stay where the model is.
+  virtual bool draws() const { return false; }
+  /// forward, with tokens drawn from its rows: drawn [draws.size()]; the ids that sampling the same logits on the host gives. host_rows:
+  /// indices into logit_rows, ascending, of the rows that are wanted on the host as well; logits [host_rows.size(), vocab_size].
+  virtual void forward_draw(const token_batch&, kv_cache&, std::span<const std::int32_t> logit_rows, std::span<const token_draw>,
+                            float logprob_temperature, drawn_token* drawn, std::span<const std::int32_t> host_rows, float* logits) {
+    (void)logit_rows, (void)logprob_temperature, (void)drawn, (void)host_rows, (void)logits;
+    throw error{errc::unsupported, "model: this one does not draw tokens"};
+  }
+  /// Bytes that a cache may take where the model computes; negative: ask the system.
+  virtual std::int64_t cache_memory() const { return -1; }
 
   /// Log-probabilities of the batch's targets. `save` non-null: keeps what `backward` needs.
   virtual target_values score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) = 0;

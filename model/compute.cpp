@@ -16,7 +16,7 @@ int usable_processors() {
 
 } // namespace
 
-compute::compute(int threads, isa which) : isa_(which) {
+compute::compute(int threads, isa which, int gpu) : isa_(which), gpu_(gpu) {
   if (!supported(which))
     throw error{errc::bad_usage, "--isa " + std::string(name_of(which)) + ": this processor does not have it; the best here is " +
                                      std::string(name_of(best_isa()))};

@@ -4,6 +4,9 @@
 #include "model/decoder_lm.hpp"
 #include "model/parallel/stages.hpp"
 #include "model/weights/tensor_check.hpp"
+#ifdef TROUPE_CUDA
+#include "model/cuda/cuda_lm.hpp"
+#endif
 #include <algorithm>
 #include <cmath>
 
@@ -139,6 +142,13 @@ std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_optio
   }
   if (options.compute_type != dtype::f32 && options.compute_type != dtype::bf16)
     throw error{errc::unsupported, "compute type " + std::string(name_of(options.compute_type)) + ": float32 or bfloat16"};
+#ifdef TROUPE_CUDA
+  if (where.gpu() >= 0)
+    return make_cuda_model(cfg, options, where);
+#else
+  if (where.gpu() >= 0)
+    throw error{errc::unsupported, "device cuda: this build has no GPU parts; build it with ./dev build cuda, or use --device cpu"};
+#endif
   return options.compute_type == dtype::f32 ? make_chain<float>(cfg, options, where) : make_chain<bf16>(cfg, options, where);
 }
 

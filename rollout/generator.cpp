@@ -30,7 +30,8 @@ std::int64_t available_memory() {
 
 std::int64_t default_blocks(const causal_lm& model, const generator_options& options) {
   const std::int64_t most = std::min<std::int64_t>(options.max_num_seqs * blocks_for(options.max_sequence), INT32_MAX);
-  const auto memory = available_memory() / 2 / std::max<std::int64_t>(1, std::int64_t(model.cache_block_bytes()));
+  const std::int64_t bytes = model.cache_memory() >= 0 ? model.cache_memory() : available_memory() / 2;
+  const auto memory = bytes / std::max<std::int64_t>(1, std::int64_t(model.cache_block_bytes()));
   return memory == 0 ? most : std::clamp<std::int64_t>(memory, blocks_for(options.max_sequence), most);
 }
 
@@ -63,7 +64,8 @@ struct generator::impl {
     request_state* state = nullptr;
     std::int64_t sample_index = 0;
     bool first = false;                 // from the prompt's last row
-    std::int32_t row = 0, position = 0; // of the logits; of the token drawn
+    std::int32_t row = 0, position = 0; // of the pass's logits; of the token drawn
+    std::int32_t host_row = 0;          // of `logits`
     std::int32_t id = 0;
     float logprob = 0;
     std::vector<token_logprob> top;
@@ -85,7 +87,11 @@ struct generator::impl {
   void check(const generation_request& r) const;
   std::vector<std::int32_t> end_ids_of(const generation_request& r) const; // sorted
   std::vector<drawn> draws_of(const scheduled_pass& pass);
-  void draw_one(drawn& d) const;
+  draw_key key_of(const drawn& d) const;
+  void draw_one(drawn& d, const float* row) const;
+  std::vector<drawn*> draw_in_model(const scheduled_pass& pass, std::vector<drawn>& draws);
+  void draw_on_host(std::span<drawn* const> draws);
+  void run(const scheduled_pass& pass, std::vector<drawn>& draws);
   void accept(const drawn& d, std::vector<generation_output>& out);
   bool ended(const request_state& state, sample_state& s) const;
   void emit(request_state& state, std::int64_t index, std::vector<generation_output>& out) const;
@@ -153,16 +159,19 @@ std::vector<generator::impl::drawn> generator::impl::draws_of(const scheduled_pa
   return all;
 }
 
-void generator::impl::draw_one(drawn& d) const {
+draw_key generator::impl::key_of(const drawn& d) const {
+  draw_key key = d.state->request.key;
+  key.sample = std::uint32_t(d.sample_index);
+  key.position = std::uint32_t(d.position);
+  return key;
+}
+
+void generator::impl::draw_one(drawn& d, const float* logits_of_row) const {
   try {
-    const auto vocab = std::size_t(model->config().vocab_size);
-    const std::span<const float> row{logits.data() + std::size_t(d.row) * vocab, vocab};
-    draw_key key = d.state->request.key;
-    key.sample = std::uint32_t(d.sample_index);
-    key.position = std::uint32_t(d.position);
+    const std::span<const float> row{logits_of_row, std::size_t(model->config().vocab_size)};
     const auto& request = d.state->request;
     const auto& s = d.state->samples[std::size_t(d.sample_index)];
-    d.id = sample_token(row, request.params, key,
+    d.id = sample_token(row, request.params, key_of(d),
                         {d.state->prompt_ids_once, &s.drawn, std::int64_t(s.result.output_ids.size()), d.state->end_ids});
     d.logprob = model->logprob(row.data(), d.id, request.logprob_temperature);
     if (request.params.top_logprobs > 0)
@@ -171,6 +180,67 @@ void generator::impl::draw_one(drawn& d) const {
   } catch (const error&) {
     d.failure = std::current_exception();
   }
+}
+
+// The pass with the draws that the model makes itself; -> the others, whose rows `logits` then holds.
+std::vector<generator::impl::drawn*> generator::impl::draw_in_model(const scheduled_pass& pass, std::vector<drawn>& draws) {
+  std::vector<drawn*> own, others;
+  std::vector<token_draw> asked;
+  std::vector<std::int32_t> host_rows;
+  const float temperature = draws.empty() ? 1.0f : draws.front().state->request.logprob_temperature;
+  for (auto& d : draws) {
+    const auto& request = d.state->request;
+    const auto n_drawn = std::int64_t(d.state->samples[std::size_t(d.sample_index)].result.output_ids.size());
+    if (request.logprob_temperature == temperature && draws_plainly(request.params, n_drawn, model->config().vocab_size)) {
+      own.push_back(&d);
+      asked.push_back({d.row, request.params.temperature, draw_place(key_of(d))});
+      continue;
+    }
+    if (host_rows.empty() || host_rows.back() != d.row)
+      host_rows.push_back(d.row);
+    d.host_row = std::int32_t(host_rows.size()) - 1;
+    others.push_back(&d);
+  }
+  logits.resize(host_rows.size() * std::size_t(model->config().vocab_size));
+  std::vector<drawn_token> tokens(own.size());
+  model->forward_draw(pass.batch, *cache, pass.logit_rows, asked, temperature, tokens.data(), host_rows, logits.data());
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    if (tokens[i].id < 0)
+      throw error{errc::failed, "sampling: a logit of request " + std::to_string(own[i]->state->request.id) +
+                                    " is not a finite number; the weights or activations overflowed (try --dtype float32)"};
+    own[i]->id = tokens[i].id;
+    own[i]->logprob = tokens[i].logprob;
+  }
+  return others;
+}
+
+void generator::impl::draw_on_host(std::span<drawn* const> draws) {
+  const auto vocab = std::size_t(model->config().vocab_size);
+  const auto draw = [&](std::int64_t i) {
+    drawn& d = *draws[std::size_t(i)];
+    draw_one(d, logits.data() + std::size_t(d.host_row) * vocab);
+  };
+  if (options.parallel_for)
+    options.parallel_for(std::int64_t(draws.size()), draw);
+  else
+    for (std::size_t i = 0; i < draws.size(); ++i)
+      draw(std::int64_t(i));
+  for (const auto* d : draws)
+    if (d->failure)
+      std::rethrow_exception(d->failure);
+}
+
+void generator::impl::run(const scheduled_pass& pass, std::vector<drawn>& draws) {
+  if (model->draws())
+    return draw_on_host(draw_in_model(pass, draws));
+  logits.resize(pass.ends.size() * std::size_t(model->config().vocab_size));
+  model->forward(pass.batch, *cache, pass.logit_rows, logits.data());
+  std::vector<drawn*> all;
+  for (auto& d : draws) {
+    d.host_row = d.row;
+    all.push_back(&d);
+  }
+  draw_on_host(all);
 }
 
 // Whether the sample ended with its newest token; sets how.
@@ -296,20 +366,10 @@ std::vector<generation_output> generator::step() {
   const auto& pass = self.plan->next();
   for (const auto& [from, to] : pass.copies)
     self.cache->copy_block(from, to);
-  self.logits.resize(pass.ends.size() * std::size_t(self.model->config().vocab_size));
-  self.model->forward(pass.batch, *self.cache, pass.logit_rows, self.logits.data());
+  auto draws = self.draws_of(pass);
+  self.run(pass, draws);
   ++self.counts.passes;
   self.counts.rows += std::int64_t(pass.batch.ids.size());
-  auto draws = self.draws_of(pass);
-  const auto draw = [&](std::int64_t i) { self.draw_one(draws[std::size_t(i)]); };
-  if (self.options.parallel_for)
-    self.options.parallel_for(std::int64_t(draws.size()), draw);
-  else
-    for (std::size_t i = 0; i < draws.size(); ++i)
-      draw(std::int64_t(i));
-  for (const auto& d : draws)
-    if (d.failure)
-      std::rethrow_exception(d.failure);
   for (const auto& d : draws) {
     if (d.first && d.sample_index == 0)
       self.plan->prompt_done(*d.from);

@@ -2,6 +2,9 @@
 #include "model/kernels/thread_pool.hpp"
 #include "model/registry.hpp"
 #include "rollout/generate_all.hpp"
+#ifdef TROUPE_CUDA
+#include "model/kernels/cuda/memory.hpp"
+#endif
 #include <algorithm>
 #include <gtest/gtest.h>
 
@@ -9,8 +12,21 @@ namespace troupe {
 namespace {
 
 // The generator on a real, tiny model: what rollout and learner promise each other (docs/numerics.md).
-class generator_on_a_model : public testing::TestWithParam<std::pair<dtype, int>> {
+struct place {
+  dtype type;
+  int threads;
+  int gpu = -1;
+};
+
+class generator_on_a_model : public testing::TestWithParam<place> {
 protected:
+  void SetUp() override {
+#ifdef TROUPE_CUDA
+    if (GetParam().gpu >= cuda::device_count())
+      GTEST_SKIP() << "no GPU";
+#endif
+    model_ = load_model(TROUPE_SOURCE_DIR "/tests/reference/data/llama-tied", {.compute_type = GetParam().type}, where_);
+  }
   std::vector<generation_request> requests() const {
     std::vector<generation_request> out;
     for (std::uint64_t i = 0; i < 5; ++i) {
@@ -36,9 +52,8 @@ protected:
     return out;
   }
 
-  compute where_{GetParam().second};
-  std::shared_ptr<causal_lm> model_ =
-      load_model(TROUPE_SOURCE_DIR "/tests/reference/data/llama-tied", {.compute_type = GetParam().first}, where_);
+  compute where_{GetParam().threads, best_isa(), GetParam().gpu};
+  std::shared_ptr<causal_lm> model_;
   std::int64_t preemptions_ = 0;
 };
 
@@ -148,7 +163,10 @@ TEST_P(generator_on_a_model, after_new_weights_tokens_are_what_those_score) {
 }
 
 INSTANTIATE_TEST_SUITE_P(dtypes_and_threads, generator_on_a_model,
-                         testing::Values(std::pair{dtype::f32, 1}, std::pair{dtype::bf16, 1}, std::pair{dtype::bf16, 2}));
+                         testing::Values(place{dtype::f32, 1}, place{dtype::bf16, 1}, place{dtype::bf16, 2}));
+#ifdef TROUPE_CUDA
+INSTANTIATE_TEST_SUITE_P(on_a_gpu, generator_on_a_model, testing::Values(place{dtype::f32, 1, 0}, place{dtype::bf16, 1, 0}));
+#endif
 
 } // namespace
 } // namespace troupe

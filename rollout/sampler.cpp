@@ -145,12 +145,6 @@ remains collect_mass(const weighed_row& row, double p, workspace& w) {
   return remains::weights;
 }
 
-double uniform(const draw_key& key) {
-  const auto bits = draw_bits(key);
-  // 53 bits: 24 would leave tokens rarer than 6e-8 out.
-  return double((std::uint64_t(bits[0]) << 32 | bits[1]) >> 11) * 0x1p-53;
-}
-
 // Inverse of the cumulative distribution over the ids that are left, at u in [0, 1).
 std::int32_t invert(candidates& kept, double u) {
   if (!std::is_sorted(kept.begin(), kept.end(), by_id))
@@ -319,7 +313,18 @@ std::int32_t sample_token(std::span<const float> logits, const sampling_params& 
     const auto block = std::find(w.maxima.begin(), w.maxima.end(), row.most) - w.maxima.begin();
     return std::int32_t(std::find(row.logits.begin() + block * std::ptrdiff_t(exp_block), row.logits.end(), row.most) - row.logits.begin());
   }
-  return draw_from(row, truncate(row, p, listed, w), uniform(key), w);
+  return draw_from(row, truncate(row, p, listed, w), draw_place(key), w);
+}
+
+double draw_place(const draw_key& key) {
+  const auto bits = draw_bits(key);
+  // 53 bits: 24 would leave tokens rarer than 6e-8 out.
+  return double((std::uint64_t(bits[0]) << 32 | bits[1]) >> 11) * 0x1p-53;
+}
+
+bool draws_plainly(const sampling_params& p, std::int64_t n_drawn, std::int64_t vocab_size) {
+  const bool whole = p.temperature == 0 || (!(p.top_k > 0 && p.top_k < vocab_size) && p.top_p >= 1 && p.min_p <= 0);
+  return whole && p.logit_bias.empty() && !has_penalty(p) && n_drawn >= p.min_tokens && p.allowed_ids.empty() && p.top_logprobs == 0;
 }
 
 std::vector<std::int32_t> most_probable_ids(std::span<const float> logits, std::int64_t k) {

@@ -52,6 +52,12 @@ void apply_rules(std::span<float> logits, const sampling_params& params, const s
 std::int32_t sample_token(std::span<const float> logits, const sampling_params& params, const draw_key& key,
                           const sampling_history& history = {});
 
+/// Where a draw falls: uniform in [0, 1) with 53 random bits, the place in the cumulative distribution.
+double draw_place(const draw_key& key);
+
+/// Whether a draw depends on the row's softmax and the temperature alone: no rule, mask or truncation, and no alternatives to report.
+bool draws_plainly(const sampling_params& params, std::int64_t n_drawn, std::int64_t vocab_size);
+
 /// The k most probable ids of a row of finite logits, all if there are fewer; equal ones by id. Any thread.
 std::vector<std::int32_t> most_probable_ids(std::span<const float> logits, std::int64_t k);
 

@@ -1,0 +1,30 @@
+#include "model/cuda/arena.hpp"
+#include <algorithm>
+
+namespace troupe::cuda {
+
+namespace {
+constexpr std::size_t smallest_chunk = std::size_t{64} << 20;
+}
+
+void* arena::take(std::size_t bytes) {
+  bytes = (std::max<std::size_t>(bytes, 1) + 255) / 256 * 256;
+  while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].size())
+    ++chunk_, used_ = 0;
+  if (chunk_ == chunks_.size())
+    chunks_.emplace_back(std::max(bytes, smallest_chunk));
+  void* at = static_cast<std::byte*>(chunks_[chunk_].data()) + used_;
+  used_ += bytes;
+  return at;
+}
+
+void arena::reset() { chunk_ = used_ = 0; }
+
+std::size_t arena::bytes() const {
+  std::size_t sum = 0;
+  for (const auto& c : chunks_)
+    sum += c.size();
+  return sum;
+}
+
+} // namespace troupe::cuda

@@ -1,0 +1,131 @@
+#include "model/cuda/device_blocks.hpp"
+#include "model/kernels/cuda/elementwise.hpp"
+#include <algorithm>
+
+namespace troupe::cuda {
+
+void* device_pass::linear(const void* x, std::int64_t n, const stacked& w, const stacked& bias) const {
+  void* y = empty(n, w.rows);
+  products.forward(type, x, w.value, bias.value, n, w.rows, w.columns, y, type, where);
+  return y;
+}
+
+void device_pass::linear_backward(const void* dy, const void* x, std::int64_t n, const stacked& w, const stacked& bias) const {
+  if (w.grad)
+    products.backward_weight(type, dy, x, n, w.rows, w.columns, w.grad, where);
+  if (bias.grad)
+    bias_backward(type, dy, n, w.rows, bias.grad, where);
+}
+
+float* device_pass::input_gradient(const void* dy, std::int64_t n, const stacked& w) const {
+  float* dx = empty_f32(n, w.columns);
+  products.backward_input(type, dy, w.value, n, w.rows, w.columns, dx, where);
+  return dx;
+}
+
+void* device_pass::narrowed(const float* x, std::int64_t count) const {
+  void* y = memory.take(std::size_t(count) * size_of(type));
+  convert(x, count, type, y, where);
+  return y;
+}
+
+const float* device_rope::upto(std::int64_t last, bool& moved) {
+  if (last >= positions_) {
+    positions_ = std::max<std::int64_t>({4096, 2 * positions_, last + 1});
+    memory_ = device_buffer(std::size_t(positions_ * head_dim_) * sizeof(float));
+    memory_.upload(table_.upto(positions_ - 1));
+    moved = true;
+  }
+  return static_cast<const float*>(memory_.data());
+}
+
+device_block::device_block(const block_spec& spec, const device_weights& weights, std::shared_ptr<device_rope> rope)
+    : spec_(spec), heads_{int(spec.layer.n_heads), int(spec.layer.n_kv_heads), int(spec.layer.head_dim), int(spec.layer.window)},
+      rope_(std::move(rope)), trained_(weights.trained(spec)) {
+  const auto find = [&](const std::vector<std::string>& suffixes) { return weights.find(spec_, suffixes); };
+  const std::string attention = "self_attn.", mlp = "mlp.";
+  const auto of = [](const std::string& part, std::vector<std::string> names, const std::string& ending) {
+    for (auto& name : names)
+      name = part + name + "_proj." + ending;
+    return names;
+  };
+  input_norm_ = find({"input_layernorm.weight"});
+  qkv_ = find(of(attention, {"q", "k", "v"}, "weight"));
+  qkv_bias_ = find(of(attention, {"q", "k", "v"}, "bias"));
+  q_norm_ = find({"self_attn.q_norm.weight"});
+  k_norm_ = find({"self_attn.k_norm.weight"});
+  o_ = find(of(attention, {"o"}, "weight"));
+  o_bias_ = find(of(attention, {"o"}, "bias"));
+  post_norm_ = find({"post_attention_layernorm.weight"});
+  gate_up_ = find(of(mlp, {"gate", "up"}, "weight"));
+  gate_up_bias_ = find(of(mlp, {"gate", "up"}, "bias"));
+  down_ = find(of(mlp, {"down"}, "weight"));
+  down_bias_ = find(of(mlp, {"down"}, "bias"));
+  table_ = find({"weight"});
+  linear1_ = find({"linear1.weight"});
+  linear2_ = find({"linear2.weight"});
+}
+
+residual device_block::forward(const device_pass& p, residual x, const float* cosines, saved_layer* save) const {
+  const std::int64_t n = p.tokens.n;
+  switch (spec_.kind) {
+  case block_kind::embedding:
+    if (x.sum) // embeddings came with the batch
+      return x;
+    x.sum = p.empty(n, table_.columns);
+    embed(p.type, table_.value, p.tokens.ids, n, table_.columns, x.sum, p.where);
+    return x;
+  case block_kind::adapter: {
+    if (x.delta)
+      add(p.type, x.sum, x.delta, n * spec_.in, p.where);
+    void* mid = p.linear(x.sum, n, linear1_, {});
+    if (spec_.relu)
+      relu(p.type, mid, n * spec_.out, p.where);
+    if (save)
+      save->input = x.sum, save->middle = mid;
+    return {p.linear(mid, n, linear2_, {}), nullptr};
+  }
+  default:
+    return decoder_forward(p, x, cosines, save);
+  }
+}
+
+residual device_block::decoder_forward(const device_pass& p, residual x, const float* cosines, saved_layer* save) const {
+  const std::int64_t n = p.tokens.n, h = spec_.in, d = heads_.head_dim;
+  const auto eps = float(spec_.layer.rms_norm_eps);
+  const auto keep = [&](void* from, std::int64_t columns) {
+    void* to = p.empty(n, columns);
+    copy_async(to, from, std::size_t(n * columns) * size_of(p.type), p.where);
+    return to;
+  };
+  void* norm = p.empty(n, h);
+  add_rms_norm(p.type, x.delta, x.sum, input_norm_.value, eps, n, h, norm, p.where);
+  if (save)
+    save->input = keep(x.sum, h);
+  void* qkv = p.linear(norm, n, qkv_, qkv_bias_);
+  if (q_norm_.value) {
+    if (save)
+      save->raw_qk = keep(qkv, heads_.row());
+    auto* keys = static_cast<std::byte*>(qkv) + std::size_t(heads_.n_heads * d) * size_of(p.type);
+    rms_norm_heads(p.type, qkv, heads_.row(), q_norm_.value, eps, n, heads_.n_heads, d, qkv, heads_.row(), p.where);
+    rms_norm_heads(p.type, keys, heads_.row(), k_norm_.value, eps, n, heads_.n_kv_heads, d, keys, heads_.row(), p.where);
+  }
+  const device_batch& t = p.tokens;
+  rope_write(p.type, heads_, qkv, n, t.positions, cosines, t.slots, p.layer_cache, t.n_copies, t.copy_rows, t.copy_slots, p.where);
+  void* attended = p.empty(n, heads_.n_heads * d);
+  float* lse = save ? p.empty_f32(heads_.n_heads, n) : nullptr;
+  attend(p.type, heads_, t.plan, qkv, p.layer_cache, attended, lse, p.attention_scratch, p.where);
+  void* delta = p.linear(attended, n, o_, o_bias_);
+  add_rms_norm(p.type, delta, x.sum, post_norm_.value, eps, n, h, norm, p.where);
+  if (save)
+    save->middle = keep(x.sum, h), save->qkv = qkv, save->attended = attended, save->lse = lse;
+  void* gate_up = p.linear(norm, n, gate_up_, gate_up_bias_);
+  const std::int64_t inter = gate_up_.rows / 2;
+  void* act = p.empty(n, inter);
+  silu_mul(p.type, gate_up, n, inter, act, p.where);
+  if (save)
+    save->gate_up = gate_up;
+  return {x.sum, p.linear(act, n, down_, down_bias_)};
+}
+
+} // namespace troupe::cuda
