@@ -7,6 +7,7 @@
 #include "model/compute.hpp"
 #include "model/kernels/cuda/linear.hpp"
 #include "model/kernels/cuda/memory.hpp"
+#include "model/kernels/gemm.hpp"
 #include "model/layout.hpp"
 #include "model/registry.hpp"
 #include "rollout/generator.hpp"

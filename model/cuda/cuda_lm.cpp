@@ -71,7 +71,8 @@ std::size_t cuda_lm::cache_block_bytes() const {
 
 std::int64_t cuda_lm::cache_memory() const {
   enter();
-  return std::int64_t(device_memory().free / 2);
+  const auto free = double(device_memory().free);
+  return std::int64_t(options_.training ? free / 2 : 0.9 * free); // a learner needs room for what it keeps
 }
 
 void* cuda_lm::scratch_for(const attention_plan& plan) {

@@ -70,10 +70,12 @@ void device_block::attention_backward(const device_pass& p, const saved_layer& s
   cuda::rope(dtype::f32, d_qkv, row, n, p.tokens.positions, heads_.n_heads + heads_.n_kv_heads, d, cosines, true, p.where);
   if (q_norm_.value) {
     float* scratch = p.empty_f32(n * heads_.n_heads + norm_partials * d, 1);
+    float* dy_qk = p.empty_f32(n, row); // the norm's own gradient is summed after its input's is there
+    copy_async(dy_qk, d_qkv, std::size_t(n * row) * sizeof(float), p.where);
     const auto* raw = static_cast<const std::byte*>(saved.raw_qk);
-    rms_norm_backward(p.type, d_qkv, row, raw, row, q_norm_.value, eps, n, heads_.n_heads, d, d_qkv, row, false, q_norm_.grad, scratch,
+    rms_norm_backward(p.type, dy_qk, row, raw, row, q_norm_.value, eps, n, heads_.n_heads, d, d_qkv, row, false, q_norm_.grad, scratch,
                       p.where);
-    rms_norm_backward(p.type, d_qkv + q_columns, row, raw + std::size_t(q_columns) * size_of(p.type), row, k_norm_.value, eps, n,
+    rms_norm_backward(p.type, dy_qk + q_columns, row, raw + std::size_t(q_columns) * size_of(p.type), row, k_norm_.value, eps, n,
                       heads_.n_kv_heads, d, d_qkv + q_columns, row, false, k_norm_.grad, scratch, p.where);
   }
   const void* d_narrow = p.narrowed(d_qkv, n * row);
