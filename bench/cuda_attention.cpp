@@ -1,12 +1,11 @@
 // Attention on the GPU. Decoding in CUDA graphs: bytes of keys and values / time, against the rate of a device copy (read + written bytes)
 // of the same run; caches are rotated so that they do not stay in L2. Prefill: 4 * D operations for each (query, key) pair of a head, half
 // the square counted. Backward: 2.5 times that. bench/peer_attention.py prints the same of FlashAttention 2.
-#include "core/error.hpp"
 #include "model/kernels/cuda/attention.hpp"
+#include "model/kernels/cuda/memory.hpp"
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-#include <cuda_runtime_api.h>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -17,45 +16,33 @@ namespace {
 using namespace troupe;
 using namespace troupe::cuda;
 
-void check(cudaError_t status) {
-  if (status != cudaSuccess)
-    throw error(errc::failed, std::string("bench_cuda_attention: ") + cudaGetErrorString(status));
-}
-
 /// Median seconds of `calls` captured in one graph, a call.
 double graph_seconds(int calls, const std::function<void(int, cuda::stream)>& call) {
-  cudaStream_t s;
-  check(cudaStreamCreate(&s));
+  const stream_owner owner;
+  const cuda::stream s = owner.get();
   call(0, s);
-  check(cudaStreamBeginCapture(s, cudaStreamCaptureModeGlobal));
+  begin_capture(s);
   for (int i = 0; i < calls; ++i)
     call(i, s);
-  cudaGraph_t graph;
-  cudaGraphExec_t ready;
-  check(cudaStreamEndCapture(s, &graph));
-  check(cudaGraphInstantiate(&ready, graph, 0));
-  cudaEvent_t a, b;
-  check(cudaEventCreate(&a)), check(cudaEventCreate(&b));
+  const graph ready = end_capture(s);
   std::vector<float> ms;
   for (int i = 0; i < 18; ++i) {
-    check(cudaEventRecord(a, s)), check(cudaGraphLaunch(ready, s)), check(cudaEventRecord(b, s)), check(cudaEventSynchronize(b));
-    check(cudaEventElapsedTime(&ms.emplace_back(), a, b));
+    event begin, end;
+    begin.record(s), ready.launch(s), end.record(s), end.synchronize();
+    ms.push_back(end.elapsed_ms(begin));
   }
   std::nth_element(ms.begin() + 3, ms.begin() + 10, ms.end());
-  check(cudaGraphExecDestroy(ready)), check(cudaGraphDestroy(graph)), check(cudaStreamDestroy(s));
   return ms[10] / 1e3 / calls;
 }
 
 double copy_rate() {
   const std::size_t n = std::size_t(1) << 31;
-  device_buffer a(n), b(n);
-  cudaEvent_t x, y;
-  check(cudaEventCreate(&x)), check(cudaEventCreate(&y));
-  float best = 1e9f, ms = 0;
+  const device_buffer a(n), b(n);
+  float best = 1e9f;
   for (int i = 0; i < 10; ++i) {
-    check(cudaEventRecord(x)), check(cudaMemcpyAsync(b.data(), a.data(), n, cudaMemcpyDeviceToDevice)), check(cudaEventRecord(y));
-    check(cudaEventSynchronize(y)), check(cudaEventElapsedTime(&ms, x, y));
-    best = std::min(best, ms);
+    event begin, end;
+    begin.record(nullptr), copy_async(b.data(), a.data(), n, nullptr), end.record(nullptr), end.synchronize();
+    best = std::min(best, end.elapsed_ms(begin));
   }
   return 2 * double(n) / best * 1e3;
 }
@@ -73,8 +60,8 @@ device_buffer noise(std::size_t n) {
     v = std::uint16_t(0x3f00 + random() % 256 + (random() % 2 << 15));
   device_buffer buffer(n * 2);
   for (std::size_t i = 0; i < n; i += some.size())
-    check(
-        cudaMemcpy(static_cast<std::uint16_t*>(buffer.data()) + i, some.data(), std::min(some.size(), n - i) * 2, cudaMemcpyHostToDevice));
+    copy_async(static_cast<std::uint16_t*>(buffer.data()) + i, some.data(), std::min(some.size(), n - i) * 2, nullptr);
+  synchronize();
   return buffer;
 }
 const int* ints(const device_buffer& b) { return static_cast<const int*>(b.data()); }
@@ -88,7 +75,8 @@ void decode(const attention_shape& shape, int batch, int context, double copy) {
   const auto cache = noise(order.size() * shape.block_elements()), qkv = noise(std::size_t(batch) * shape.row());
   const auto blocks = upload(order), d_rows = upload(rows), d_ones = upload(ones), d_keys = upload(keys);
   device_buffer out(std::size_t(batch) * shape.n_heads * shape.head_dim * 2), scratch(attention_scratch_bytes(shape, batch, context));
-  check(cudaMemset(scratch.data(), 0, scratch.size()));
+  fill_zero(scratch.data(), scratch.size(), nullptr);
+  synchronize();
   const double t = graph_seconds(sets, [&](int i, cuda::stream s) {
     const attention_plan plan{batch, batch, batch,  ints(d_rows), ints(d_ones), ints(d_keys), ints(blocks) + std::size_t(i) * batch * pages,
                               pages, 1,     context};
