@@ -46,7 +46,7 @@ struct attention_gradient_plan {
   const int* key_begin = nullptr;   // [n_rows] where a row's list of keys begins in key_rows
   const int* n_keys = nullptr;      // [n_rows] position + 1; with a window the first n_keys - window of them do not count
   const int* key_rows = nullptr;    // rows of the pass that hold the keys, by segment: positions 0 .. of it
-  const int* query_begin = nullptr; // [n_rows + 1] CSR: the rows that see row r's key, ascending by segment then position
+  const int* query_begin = nullptr; // [n_rows + 1] CSR: rows that see row r's key without a window, by segment then position
   const int* query_rows = nullptr;
 };
 /// d_qkv [n_tokens, row()] f32 overwritten with the gradients of (rotated) queries, keys and values. Deterministic: a key's gradient adds

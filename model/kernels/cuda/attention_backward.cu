@@ -1,4 +1,5 @@
 #include "model/kernels/cuda/attention_loads.cuh"
+#include <climits>
 #include <cmath>
 
 // Gradients of attention: P = exp(s * scale - lse) again from queries and keys, then
@@ -107,6 +108,7 @@ __global__ __launch_bounds__(n_warps * 32) void key_gradients(const __grid_const
   const int row = warp_index(), kv_head = blockIdx.y, D = a.shape.head_dim, group = a.shape.n_heads / a.shape.n_kv_heads;
   if (row >= a.plan.n_rows)
     return;
+  const int window = a.shape.window > 0 ? a.shape.window : INT_MAX;
   columns k, v, dk{}, dv{};
   k.load(key<T>(a, row, kv_head), D), v.load(value<T>(a, row, kv_head), D);
   const int* const queries = a.plan.query_rows + a.plan.query_begin[row];
@@ -122,7 +124,7 @@ __global__ __launch_bounds__(n_warps * 32) void key_gradients(const __grid_const
     for (int j = 0; j < at_once; ++j) {
       const int x = min(i + j, n - 1), head = kv_head * group + x % group, r = queries[x / group];
       const probability t = probability_of(dot(q[j], k), dot(d[j], v), lse_of(a, r, head), *delta_of(a, r, head), a.scale);
-      if (i + j < n)
+      if (i + j < n && a.plan.n_keys[r] - a.plan.n_keys[row] < window)
         dv.add(t.p, d[j]), dk.add(t.ds, q[j]);
     }
   }
