@@ -151,12 +151,10 @@ attention_gradient_plan cuda_lm::gradient_plan(cuda_tape& t) {
 void cuda_lm::backward_blocks(cuda_tape& t, float* d_hidden) {
   const attention_gradient_plan plan = gradient_plan(t);
   bool moved = false;
-  // A layer's intermediates end with it: the second half of the memory is used anew by each.
-  const auto work = take_arena();
-  device_pass p{matmul_, stream_.get(), compute_type(), *work, t.tokens, nullptr, nullptr, &plan};
+  device_pass p{matmul_, stream_.get(), compute_type(), *t.memory, &work_[0], t.tokens, nullptr, nullptr, &plan};
   for (std::size_t i = blocks_.size(); i-- > std::max<std::size_t>(lowest_, 1);) {
     const device_block& b = blocks_[i];
-    work->reset();
+    work_[0].reset(); // a block's intermediates end with it
     float* d_in = b.backward(p, t.layers[i - lowest_], d_hidden, b.rope() ? b.rope()->upto(t.last_position, moved) : nullptr, i > lowest_);
     if (!d_in)
       return;

@@ -123,11 +123,13 @@ residual cuda_lm::embeddings(const token_batch& batch, arena& memory) {
 
 residual cuda_lm::run_blocks(const device_batch& tokens, residual x, std::int32_t last_position, arena& memory, device_cache* cache,
                              std::vector<saved_layer>* save) {
-  device_pass p{matmul_, stream_.get(), compute_type(), memory, tokens, nullptr, scratch_for(tokens.plan)};
+  device_pass p{matmul_, stream_.get(), compute_type(), memory, nullptr, tokens, nullptr, scratch_for(tokens.plan)};
   void* shared = nullptr; // one layer's blocks, where nothing reads them later
   std::size_t layer = 0, shared_bytes = 0;
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const device_block& b = blocks_[i];
+    p.work = &work_[i % 2]; // the block before left what this one reads in the other
+    p.work->reset();
     if (b.has_cache() && cache)
       p.layer_cache = cache->layer(layer++);
     else if (b.has_cache()) {

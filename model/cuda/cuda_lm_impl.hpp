@@ -118,6 +118,7 @@ private:
   bool moved_ = false; // device memory that a captured graph names was replaced
   std::int32_t cacheless_blocks_ = 0;
   std::vector<std::shared_ptr<arena>> arenas_;
+  arena work_[2]; // of blocks, in turn
   // decoding
   arena eager_, captured_;
   batch_upload upload_;

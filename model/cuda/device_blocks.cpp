@@ -4,8 +4,8 @@
 
 namespace troupe::cuda {
 
-void* device_pass::linear(const void* x, std::int64_t n, const stacked& w, const stacked& bias) const {
-  void* y = empty(n, w.rows);
+void* device_pass::linear(const void* x, std::int64_t n, const stacked& w, const stacked& bias, bool lasting) const {
+  void* y = empty(n, w.rows, lasting);
   products.forward(type, x, w.value, bias.value, n, w.rows, w.columns, y, type, where);
   return y;
 }
@@ -24,7 +24,7 @@ float* device_pass::input_gradient(const void* dy, std::int64_t n, const stacked
 }
 
 void* device_pass::narrowed(const float* x, std::int64_t count) const {
-  void* y = memory.take(std::size_t(count) * size_of(type));
+  void* y = work->take(std::size_t(count) * size_of(type));
   convert(x, count, type, y, where);
   return y;
 }
@@ -72,18 +72,18 @@ residual device_block::forward(const device_pass& p, residual x, const float* co
   case block_kind::embedding:
     if (x.sum) // embeddings came with the batch
       return x;
-    x.sum = p.empty(n, table_.columns);
+    x.sum = p.empty(n, table_.columns, true);
     embed(p.type, table_.value, p.tokens.ids, n, table_.columns, x.sum, p.where);
     return x;
   case block_kind::adapter: {
     if (x.delta)
       add(p.type, x.sum, x.delta, n * spec_.in, p.where);
-    void* mid = p.linear(x.sum, n, linear1_, {});
+    void* mid = p.linear(x.sum, n, linear1_, {}, save != nullptr);
     if (spec_.relu)
       relu(p.type, mid, n * spec_.out, p.where);
     if (save)
       save->input = x.sum, save->middle = mid;
-    return {p.linear(mid, n, linear2_, {}), nullptr};
+    return {p.linear(mid, n, linear2_, {}, true), nullptr};
   }
   default:
     return decoder_forward(p, x, cosines, save);
@@ -94,7 +94,7 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
   const std::int64_t n = p.tokens.n, h = spec_.in, d = heads_.head_dim;
   const auto eps = float(spec_.layer.rms_norm_eps);
   const auto keep = [&](void* from, std::int64_t columns) {
-    void* to = p.empty(n, columns);
+    void* to = p.empty(n, columns, true);
     copy_async(to, from, std::size_t(n * columns) * size_of(p.type), p.where);
     return to;
   };
@@ -102,7 +102,7 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
   add_rms_norm(p.type, x.delta, x.sum, input_norm_.value, eps, n, h, norm, p.where);
   if (save)
     save->input = keep(x.sum, h);
-  void* qkv = p.linear(norm, n, qkv_, qkv_bias_);
+  void* qkv = p.linear(norm, n, qkv_, qkv_bias_, save != nullptr);
   if (q_norm_.value) {
     if (save)
       save->raw_qk = keep(qkv, heads_.row());
@@ -112,14 +112,14 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
   }
   const device_batch& t = p.tokens;
   rope_write(p.type, heads_, qkv, n, t.positions, cosines, t.slots, p.layer_cache, t.n_copies, t.copy_rows, t.copy_slots, p.where);
-  void* attended = p.empty(n, heads_.n_heads * d);
-  float* lse = save ? p.empty_f32(heads_.n_heads, n) : nullptr;
+  void* attended = p.empty(n, heads_.n_heads * d, save != nullptr);
+  float* lse = save ? p.memory.take_array<float>(std::size_t(heads_.n_heads * n)) : nullptr;
   attend(p.type, heads_, t.plan, qkv, p.layer_cache, attended, lse, p.attention_scratch, p.where);
   void* delta = p.linear(attended, n, o_, o_bias_);
   add_rms_norm(p.type, delta, x.sum, post_norm_.value, eps, n, h, norm, p.where);
   if (save)
     save->middle = keep(x.sum, h), save->qkv = qkv, save->attended = attended, save->lse = lse;
-  void* gate_up = p.linear(norm, n, gate_up_, gate_up_bias_);
+  void* gate_up = p.linear(norm, n, gate_up_, gate_up_bias_, save != nullptr);
   const std::int64_t inter = gate_up_.rows / 2;
   void* act = p.empty(n, inter);
   silu_mul(p.type, gate_up, n, inter, act, p.where);

@@ -16,15 +16,18 @@ struct device_pass {
   matmul& products;
   stream where = nullptr;
   dtype type = dtype::bf16;
-  arena& memory; // of activations
+  arena& memory; // of what outlives the block
+  arena* work;   // of what the block behind this one reads at most
   const device_batch& tokens;
   void* layer_cache = nullptr; // this layer's blocks
   void* attention_scratch = nullptr;
   const attention_gradient_plan* gradient = nullptr; // backward only
-  void* empty(std::int64_t rows, std::int64_t columns) const { return memory.take(std::size_t(rows * columns) * size_of(type)); }
-  float* empty_f32(std::int64_t rows, std::int64_t columns) const { return memory.take_array<float>(std::size_t(rows * columns)); }
+  void* empty(std::int64_t rows, std::int64_t columns, bool lasting = false) const {
+    return (lasting ? memory : *work).take(std::size_t(rows * columns) * size_of(type));
+  }
+  float* empty_f32(std::int64_t rows, std::int64_t columns) const { return work->take_array<float>(std::size_t(rows * columns)); }
   /// y [n, rows of w] = x w^T + bias.
-  void* linear(const void* x, std::int64_t n, const stacked& w, const stacked& bias) const;
+  void* linear(const void* x, std::int64_t n, const stacked& w, const stacked& bias, bool lasting = false) const;
   /// The gradients of `linear`'s weights gain; dy [n, rows of w] of the compute type.
   void linear_backward(const void* dy, const void* x, std::int64_t n, const stacked& w, const stacked& bias) const;
   /// dx [n, columns of w] f32.
