@@ -22,8 +22,6 @@ std::uint64_t next_cache_number() {
   return ++last;
 }
 
-std::string gib(std::size_t bytes) { return std::to_string((bytes + (std::size_t{1} << 29)) >> 30) + " GiB"; }
-
 } // namespace
 
 device_cache::device_cache(std::vector<std::size_t> block_bytes, std::int32_t n_blocks, stream where)
@@ -33,10 +31,7 @@ device_cache::device_cache(std::vector<std::size_t> block_bytes, std::int32_t n_
     offsets_.push_back(size);
     size += bytes * std::size_t(n_blocks);
   }
-  const auto memory = device_memory();
-  if (size > memory.free)
-    throw error{errc::failed, "key/value cache: " + std::to_string(n_blocks) + " blocks need " + gib(size) + " of GPU memory and " +
-                                  gib(memory.free) + " of " + gib(memory.total) + " are free; lower rollout.max_num_seqs (--max-num-seqs)"};
+  require_memory(size, "the key/value cache", "lower rollout.max_num_seqs (--max-num-seqs)");
   memory_ = device_buffer(size);
   fill_zero(memory_.data(), size, where_); // a product with an unused place must not meet a NaN
 }

@@ -41,6 +41,8 @@ device_weights::device_weights(const std::vector<block_spec>& layout, dtype type
   for (const auto& block : layout)
     for (const auto& group : groups_of(block))
       lay_out(group, options);
+  require_memory(n_values_ * size_of(type) + n_grads_ * sizeof(float), "the model's weights and gradients",
+                 "use bfloat16, train fewer tensors (model.trainable), or --device cpu");
   values_ = device_buffer(n_values_ * size_of(type));
   grads_ = device_buffer(n_grads_ * sizeof(float));
   for (const auto& block : layout)

@@ -1,5 +1,6 @@
 #include "model/kernels/cuda/check.cuh"
 #include "model/kernels/cuda/memory.hpp"
+#include <cstdio>
 
 namespace troupe::cuda {
 
@@ -17,6 +18,18 @@ memory_info device_memory() {
   memory_info info;
   check(cudaMemGetInfo(&info.free, &info.total), "asking for the GPU's free memory");
   return info;
+}
+
+void require_memory(std::size_t n_bytes, const char* what, const char* help) {
+  const auto in_gib = [](std::size_t n) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.1f GiB", double(n) / double(std::size_t{1} << 30));
+    return std::string(text);
+  };
+  const memory_info memory = device_memory();
+  if (n_bytes > memory.free)
+    throw error(errc::failed, std::string(what) + ": " + in_gib(n_bytes) + " of GPU memory are needed, " + in_gib(memory.free) + " of " +
+                                  in_gib(memory.total) + " are free; " + help);
 }
 
 void synchronize(stream where) { check(cudaStreamSynchronize(where), "waiting for the GPU"); }

@@ -30,6 +30,9 @@ void copy_async(void* to, const void* from, std::size_t n_bytes, stream where);
 /// Queues the setting of n_bytes of device memory to 0.
 void fill_zero(void* to, std::size_t n_bytes, stream where);
 
+/// Throws errc::failed when the current device has less free memory: what for, how much is wanted and free, and `help`, what to do.
+void require_memory(std::size_t n_bytes, const char* what, const char* help);
+
 /// Memory on the current device, freed with it. One owner; moved, not copied. Throws errc::failed when there is not enough.
 class device_buffer {
 public:
