@@ -166,6 +166,7 @@ double pass_seconds(causal_lm& model, std::int64_t batch, std::int64_t context) 
 
 void decode(const std::shared_ptr<causal_lm>& model, std::int64_t batch, std::int64_t context, double copy) {
   constexpr std::int64_t steps = 64;
+  const double pass = pass_seconds(*model, batch, context);
   generator g(model, nullptr,
               {.max_num_seqs = batch, .max_batch_tokens = 8192, .max_sequence = context + steps + 32, .eos_token_ids = {{}}});
   std::mt19937 rng(3);
