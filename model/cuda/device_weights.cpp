@@ -69,17 +69,26 @@ std::byte* device_weights::host(std::size_t bytes) {
   return static_cast<std::byte*>(memory_.back().get());
 }
 
+// Zeroed; `often`: pinned, for copies at the bus's rate.
+std::byte* device_weights::host_to_copy(std::size_t bytes, bool often) {
+  if (!often)
+    return host(bytes);
+  pinned_.emplace_back(std::max<std::size_t>(bytes, 1));
+  std::memset(pinned_.back().data(), 0, bytes);
+  return static_cast<std::byte*>(pinned_.back().data());
+}
+
 void device_weights::add_parameter(const tensor_spec& tensor, const model_options& options) {
   parameter p;
   const auto n = std::size_t(tensor.numel());
   p.name = tensor.name;
   p.shape = p.global_shape = tensor.shape;
   p.trainable = trained_name(tensor.name, options);
-  p.value = {host(n * size_of(type_)), n * size_of(type_)};
+  p.value = {host_to_copy(n * size_of(type_), p.trainable), n * size_of(type_)};
   p.device_value = static_cast<std::byte*>(values_.data()) + places_.at(tensor.name).at * size_of(type_);
   if (p.trainable) {
     p.master = {reinterpret_cast<float*>(type_ == dtype::f32 ? p.value.data() : host(n * sizeof(float))), n};
-    p.grad = {reinterpret_cast<float*>(host(n * sizeof(float))), n};
+    p.grad = {reinterpret_cast<float*>(host_to_copy(n * sizeof(float), true)), n};
   }
   parameters_.push_back(std::move(p));
 }

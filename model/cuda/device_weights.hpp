@@ -41,6 +41,7 @@ private:
   };
   using host_memory = std::unique_ptr<void, free_memory>;
   std::byte* host(std::size_t bytes);
+  std::byte* host_to_copy(std::size_t bytes, bool often);
   struct place {
     std::size_t at = 0;      // element of values_
     std::size_t grad_at = 0; // element of grads_
@@ -54,6 +55,7 @@ private:
   std::size_t n_values_ = 0, n_grads_ = 0; // elements
   std::unordered_map<std::string, place> places_;
   std::vector<host_memory> memory_;
+  std::vector<pinned_buffer> pinned_; // of what crosses at every update
   std::vector<parameter> parameters_;
   device_buffer values_, grads_;
 };
