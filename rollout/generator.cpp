@@ -126,11 +126,16 @@ void generator::impl::check(const generation_request& r) const {
     throw error{errc::bad_usage, who + ": the log-probs' temperature must be above 0"};
   if (!r.params.stop_strings.empty() && !tok)
     throw error{errc::bad_usage, who + ": stop strings need a tokenizer"};
-  const auto ends = end_ids_of(r);
+  auto ends = end_ids_of(r);
   const auto& allowed = r.params.allowed_ids;
   if (r.params.min_tokens > 0 && !allowed.empty() &&
       std::all_of(allowed.begin(), allowed.end(), [&](std::int32_t id) { return std::binary_search(ends.begin(), ends.end(), id); }))
     throw error{errc::bad_usage, who + ": every allowed token ends the sample, which min_tokens forbids; allow another or set it to 0"};
+  make_set(ends);
+  if (r.params.min_tokens > 0 &&
+      std::lower_bound(ends.begin(), ends.end(), model->config().vocab_size) - std::lower_bound(ends.begin(), ends.end(), 0) ==
+          model->config().vocab_size)
+    throw error{errc::bad_usage, who + ": every token ends the sample, which min_tokens forbids; give fewer stop_token_ids or set it to 0"};
   // The last token is never run.
   const auto longest = std::min(length + std::min(r.params.max_tokens, options.max_sequence), options.max_sequence) - 1;
   if (blocks_for(longest) > plan->blocks().n_blocks())
@@ -271,6 +276,8 @@ void generator::impl::accept(const drawn& d, std::vector<generation_output>& out
   s.result.logprobs.push_back(d.logprob);
   s.result.versions.push_back(version);
   s.top.insert(s.top.end(), d.top.begin(), d.top.end());
+  if (state.request.on_token)
+    state.request.on_token({state.request.id, d.sample_index, {d.id, d.logprob}, d.top});
   if (has_penalty(state.request.params))
     ++s.drawn[d.id];
   if (ended(state, s)) {

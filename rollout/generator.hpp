@@ -22,6 +22,20 @@ struct generator_options {
   std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& f)> parallel_for = {};
 };
 
+struct token_logprob {
+  std::int32_t id = 0;
+  float logprob = 0; // of the same softmax as sample::logprobs
+  bool operator==(const token_logprob&) const = default;
+};
+
+/// A token of a sample that is under way.
+struct drawn_token {
+  std::uint64_t id = 0; // the request's
+  std::int64_t sample_index = 0;
+  token_logprob token;
+  std::vector<token_logprob> top = {}; // [min(top_logprobs, vocab)], the most probable first
+};
+
 /// A prompt to be continued `n` times.
 struct generation_request {
   std::uint64_t id = 0; // the caller's; unique among those under way
@@ -29,14 +43,9 @@ struct generation_request {
   std::int64_t n = 1;
   std::int64_t expected_tokens = 0; // of a sample, where an earlier run of the prompt tells: longer ones start first
   sampling_params params;
-  draw_key key;                     // seed, domain, step, index; sample and position are filled in per token
-  float logprob_temperature = 1.0f; // reported log-probs: softmax of logits / this
-};
-
-struct token_logprob {
-  std::int32_t id = 0;
-  float logprob = 0; // of the same softmax as sample::logprobs
-  bool operator==(const token_logprob&) const = default;
+  draw_key key;                                     // seed, domain, step, index; sample and position are filled in per token
+  float logprob_temperature = 1.0f;                 // reported log-probs: softmax of logits / this
+  std::function<void(drawn_token&&)> on_token = {}; // every token in its order, called by step before it returns; does not throw
 };
 
 /// A finished sample.
