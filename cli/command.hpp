@@ -43,6 +43,7 @@ void add_eval(CLI::App& root, action& chosen);
 void add_generate(CLI::App& root, action& chosen);
 void add_score(CLI::App& root, action& chosen);
 void add_tokenize(CLI::App& root, action& chosen);
+void add_serve(CLI::App& root, action& chosen);
 void add_convert(CLI::App& root, action& chosen);
 
 } // namespace troupe

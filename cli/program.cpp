@@ -30,7 +30,7 @@ void check_command(const CLI::App& app, int argc, char** argv, int at = 1) {
     return;
   if (std::find(names.begin(), names.end(), given) != names.end())
     return check_command(*app.get_subcommand(given), argc, argv, at + 1);
-  if (given == "plan" || given == "serve")
+  if (given == "plan")
     throw error(errc::unsupported, given + ": this version cannot do it; it has " + list);
   const std::vector<std::string_view> words(names.begin(), names.end());
   throw error(errc::bad_usage, (at == 1 ? "unknown command \"" : app.get_name() + " \"") + given +
@@ -49,6 +49,7 @@ int run(int argc, char** argv) {
   add_generate(app, chosen);
   add_score(app, chosen);
   add_tokenize(app, chosen);
+  add_serve(app, chosen);
   add_convert(app, chosen);
   check_command(app, argc, argv);
   try {

@@ -10,6 +10,7 @@ pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 # Its .pc file names the headers of libraries that it uses inside, and CMake hands them on otherwise when it configures a second time,
 # which would compile half the tree again. zmq.h needs none of them.
 set_target_properties(PkgConfig::ZMQ PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "" INTERFACE_COMPILE_OPTIONS "")
+pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 find_package(rapidcheck REQUIRED)

@@ -109,7 +109,7 @@ struct engine::impl {
   void add(order&& o);
   void add_one(order& o, std::size_t i);
   void give_up(const std::function<bool(const request_state&)>& which);
-  void deliver_token(std::uint64_t id, drawn_token&& token);
+  void deliver_token(std::uint64_t id, streamed_token&& token);
   void deliver(generation_output&& output);
   void fail_all(const std::exception_ptr& why);
 
@@ -170,7 +170,7 @@ void engine::impl::add_one(order& o, std::size_t i) {
   const auto id = next_id++;
   const auto n = request.n, length = std::int64_t(request.prompt_ids.size());
   request.id = id;
-  request.on_token = [this, id](drawn_token&& token) { deliver_token(id, std::move(token)); };
+  request.on_token = [this, id](streamed_token&& token) { deliver_token(id, std::move(token)); };
   gen->add(std::move(request));
   under_way[id] = {o.box, i, n, o.tokens, true, o.came};
   const std::lock_guard lock(mutex);
@@ -183,7 +183,7 @@ void engine::impl::give_up(const std::function<bool(const request_state&)>& whic
       gen->abort(id);
 }
 
-void engine::impl::deliver_token(std::uint64_t id, drawn_token&& token) {
+void engine::impl::deliver_token(std::uint64_t id, streamed_token&& token) {
   auto& r = under_way.at(id);
   {
     const std::lock_guard lock(mutex);
@@ -265,6 +265,7 @@ std::optional<generation_stream> engine::submit(std::vector<generation_request> 
   box->wake = [&self] {
     const std::lock_guard lock(self.mutex);
     self.look_for_given_up = true;
+    ++self.counts.given_up;
     self.woken.notify_one();
   };
   const std::lock_guard lock(self.mutex);

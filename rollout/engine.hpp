@@ -25,11 +25,12 @@ struct engine_counts {
   std::uint64_t prompt_tokens = 0, output_tokens = 0;    // a request's prompt once, whatever n
   std::uint64_t stopped = 0, at_length = 0, aborted = 0; // samples, by how they ended
   std::uint64_t refused = 0;                             // requests, for a full queue
+  std::uint64_t given_up = 0;                            // submissions whose stream went away before their end
   latency_histogram first_token, whole;                  // of requests, since they came
 };
 
 /// A token, or a sample that ended; `id` counts the requests of one submission, from 0.
-using generation_event = std::variant<drawn_token, generation_output>;
+using generation_event = std::variant<streamed_token, generation_output>;
 
 /// What comes of requests at an engine, which may be gone before it. One thread. Going away gives up what has not ended.
 class generation_stream {

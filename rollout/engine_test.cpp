@@ -61,7 +61,7 @@ received take_all(generation_stream& stream) {
     auto event = stream.next(soon());
     if (!event)
       throw error{errc::failed, "no event in a minute"};
-    if (auto* token = std::get_if<drawn_token>(&*event)) {
+    if (auto* token = std::get_if<streamed_token>(&*event)) {
       auto& s = out.drawn[token->sample_index];
       s.output_ids.push_back(token->token.id);
       s.logprobs.push_back(token->token.logprob);
@@ -144,6 +144,7 @@ TEST(engine, a_stream_that_goes_away_gives_its_request_up) {
   while (!e.idle() && std::chrono::steady_clock::now() < until)
     std::this_thread::yield();
   EXPECT_EQ(e.counts().aborted, 3u);
+  EXPECT_EQ(e.counts().given_up, 1u);
   EXPECT_EQ(e.counts().generator.free_blocks, e.counts().generator.blocks);
 }
 

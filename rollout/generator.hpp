@@ -29,7 +29,7 @@ struct token_logprob {
 };
 
 /// A token of a sample that is under way.
-struct drawn_token {
+struct streamed_token {
   std::uint64_t id = 0; // the request's
   std::int64_t sample_index = 0;
   token_logprob token;
@@ -43,9 +43,9 @@ struct generation_request {
   std::int64_t n = 1;
   std::int64_t expected_tokens = 0; // of a sample, where an earlier run of the prompt tells: longer ones start first
   sampling_params params;
-  draw_key key;                                     // seed, domain, step, index; sample and position are filled in per token
-  float logprob_temperature = 1.0f;                 // reported log-probs: softmax of logits / this
-  std::function<void(drawn_token&&)> on_token = {}; // every token in its order, called by step before it returns; does not throw
+  draw_key key;                                        // seed, domain, step, index; sample and position are filled in per token
+  float logprob_temperature = 1.0f;                    // reported log-probs: softmax of logits / this
+  std::function<void(streamed_token&&)> on_token = {}; // every token in its order, called by step before it returns; does not throw
 };
 
 /// A finished sample.

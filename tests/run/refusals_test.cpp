@@ -91,7 +91,7 @@ TEST_F(refusals, WrongUsageIsNamed) {
   expect_refusals({
       {"nothing", {}, {"no command", "train", "tokenize"}},
       {"unknown", {"trian"}, {"unknown command \"trian\"", "nearest: train"}},
-      {"later", {"serve", "--model", "x"}, {"serve: this version cannot do it"}},
+      {"later", {"plan", "x"}, {"plan: this version cannot do it"}},
       {"no conversion", {"convert"}, {"gguf, hf", "convert --help"}},
       {"unknown conversion", {"convert", "onnx", "a", "b"}, {"onnx", "gguf, hf"}},
       {"conversion's argument", {"convert", "gguf", "a"}, {"DIR"}},
