@@ -1,9 +1,11 @@
 // Attention on the GPU. Decoding in CUDA graphs: bytes of keys and values / time, against the rate of a device copy (read + written bytes)
 // of the same run; caches are rotated so that they do not stay in L2. Prefill: 4 * D operations for each (query, key) pair of a head, half
-// the square counted. Backward: 2.5 times that. bench/peer_attention.py prints the same of FlashAttention 2.
-#include "model/kernels/cuda/attention.hpp"
+// the square counted. Backward: 10 * D. bench/peer_attention.py prints the same of FlashAttention 2.
+#include "core/error.hpp"
+#include "model/kernels/cuda/attention_tiles.hpp"
 #include "model/kernels/cuda/memory.hpp"
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -88,37 +90,96 @@ void decode(const attention_shape& shape, int batch, int context, double copy) {
 
 void prefill(const attention_shape& shape, int batch, int length) {
   const int pages = length / 32, n = batch * length;
-  std::vector<int> order(std::size_t(batch) * pages), begin(batch), keys(batch, length), key_begin, n_keys, rows, query_begin{0}, queries;
-  for (int s = 0; s < batch; ++s) {
+  std::vector<int> order(std::size_t(batch) * pages), begin(batch), keys(batch, length);
+  for (int s = 0; s < batch; ++s)
     begin[s] = s * length;
-    for (int i = 0; i < length; ++i) {
-      key_begin.push_back(s * length), n_keys.push_back(i + 1), rows.push_back(s * length + i);
-      for (int q = i; q < length; ++q)
-        queries.push_back(s * length + q);
-      query_begin.push_back(int(queries.size()));
-    }
-  }
   std::iota(order.begin(), order.end(), 0);
   const auto cache = noise(order.size() * shape.block_elements()), qkv = noise(std::size_t(n) * shape.row());
   const auto blocks = upload(order), d_begin = upload(begin), d_keys = upload(keys);
   const std::size_t width = std::size_t(shape.n_heads) * shape.head_dim;
-  device_buffer out(n * width * 2), lse(std::size_t(n) * shape.n_heads * 4), scratch(attention_scratch_bytes(shape, batch, length));
+  device_buffer out(n * width * 2), scratch(attention_scratch_bytes(shape, batch, length));
   const attention_plan plan{batch, 0, n, ints(d_begin), ints(d_keys), ints(d_keys), ints(blocks), pages, length, length};
   const double flops = 2. * batch * length * length * width,
                t = graph_seconds(8, [&](int, cuda::stream s) {
-                 attend(dtype::bf16, shape, plan, qkv.data(), cache.data(), out.data(), static_cast<float*>(lse.data()), scratch.data(), s);
+                 attend(dtype::bf16, shape, plan, qkv.data(), cache.data(), out.data(), nullptr, scratch.data(), s);
                });
-  const auto d_out = noise(n * width);
-  device_buffer d_qkv(std::size_t(n) * shape.row() * 4);
-  const auto d_key_begin = upload(key_begin), d_n_keys = upload(n_keys), d_rows = upload(rows), d_query_begin = upload(query_begin),
-             d_queries = upload(queries);
-  const attention_gradient_plan gradient{n, ints(d_key_begin), ints(d_n_keys), ints(d_rows), ints(d_query_begin), ints(d_queries)};
-  const double back = graph_seconds(1, [&](int, cuda::stream s) {
-    attend_backward(dtype::bf16, shape, gradient, qkv.data(), out.data(), static_cast<const float*>(lse.data()), d_out.data(),
-                    static_cast<float*>(d_qkv.data()), s);
-  });
-  std::printf("prefill  %2d/%d d %3d  %3d x %5d  %7.1f us  %5.0f TFLOP/s   backward %8.1f us  %5.1f TFLOP/s\n", shape.n_heads,
-              shape.n_kv_heads, shape.head_dim, batch, length, t * 1e6, flops / t / 1e12, back * 1e6, 2.5 * flops / back / 1e12);
+  std::printf("prefill  %2d/%d d %3d  %3d x %5d  %7.1f us  %5.0f TFLOP/s\n", shape.n_heads, shape.n_kv_heads, shape.head_dim, batch, length,
+              t * 1e6, flops / t / 1e12);
+}
+
+/// A prompt's rows, then those of each response that continues it.
+struct tree {
+  int prompt;
+  std::vector<int> responses;
+};
+
+/// Rows of the trees, and how many (query, key) pairs a head has.
+struct forest {
+  token_batch batch;
+  kernels::key_rows keys;
+  double pairs = 0;
+  explicit forest(const std::vector<tree>& trees) {
+    for (const tree& t : trees) {
+      add({}, t.prompt);
+      const auto prompt = keys.of_segment.back();
+      for (const int n : t.responses)
+        add(prompt, n);
+    }
+  }
+  void add(std::vector<std::int32_t> rows, int n) {
+    const auto begin = std::int32_t(batch.positions.size()), before = std::int32_t(rows.size());
+    for (int i = 0; i < n; ++i)
+      rows.push_back(begin + i), batch.positions.push_back(before + i), pairs += before + i + .5;
+    batch.segments.push_back({begin, begin + n, before, {}});
+    keys.of_segment.push_back(std::move(rows));
+  }
+};
+
+template <class T>
+device_buffer copied(const std::vector<T>& values) {
+  device_buffer buffer(values.size() * sizeof(T));
+  buffer.upload(values.data());
+  return buffer;
+}
+
+void backward(const attention_shape& shape, const char* what, const std::vector<tree>& trees) {
+  const forest f(trees);
+  const int n = int(f.batch.positions.size());
+  const auto begin = std::chrono::steady_clock::now();
+  const attention_tiles t = find_attention_tiles(f.batch, f.keys);
+  const std::chrono::duration<double> host = std::chrono::steady_clock::now() - begin;
+  const auto tiles = copied(t.tile_begin), positions = copied(t.positions), key_lists = copied(t.key_lists),
+             query_lists = copied(t.query_lists), key_entries = copied(t.key_entries), query_entries = copied(t.query_entries),
+             masks = copied(t.masks);
+  const attention_gradient_plan plan{n,
+                                     t.n_pairs(),
+                                     ints(tiles),
+                                     ints(positions),
+                                     static_cast<const attention_list*>(key_lists.data()),
+                                     static_cast<const attention_list*>(query_lists.data()),
+                                     static_cast<const attention_entry*>(key_entries.data()),
+                                     static_cast<const attention_entry*>(query_entries.data()),
+                                     static_cast<const std::uint64_t*>(masks.data())};
+  const std::size_t width = std::size_t(shape.n_heads) * shape.head_dim;
+  const auto qkv = noise(std::size_t(n) * shape.row()), out = noise(n * width), d_out = noise(n * width);
+  const auto lse = copied(std::vector<float>(std::size_t(n) * shape.n_heads, 8.f));
+  device_buffer d_qkv(std::size_t(n) * shape.row() * 4), scratch(plan.scratch_size(shape) * 4);
+  const double flops = 10 * f.pairs * double(width),
+               time = graph_seconds(4, [&](int, cuda::stream s) {
+                 attend_backward(dtype::bf16, shape, plan, qkv.data(), out.data(), static_cast<const float*>(lse.data()), d_out.data(),
+                                 static_cast<float*>(d_qkv.data()), static_cast<float*>(scratch.data()), s);
+               });
+  std::printf("backward %2d/%d d %3d  %-24s %8.1f us  %5.1f TFLOP/s   plan %.0f us on the host\n", shape.n_heads, shape.n_kv_heads,
+              shape.head_dim, what, time * 1e6, flops / time / 1e12, host.count() * 1e6);
+}
+
+void backward(const attention_shape& shape) {
+  backward(shape, "4 x 2048", std::vector<tree>(4, {2048, {}}));
+  backward(shape, "1 x 8192", {{8192, {}}});
+  backward(shape, "mixed, 8192 rows",
+           {{4096, {}}, {1100, {}}, {1000, {}}, {700, {}}, {500, {}}, {300, {}}, {250, {}}, {150, {}}, {96, {}}});
+  backward(shape, "4 x (512 + 8 x 192)", std::vector<tree>(4, {512, std::vector<int>(8, 192)}));
+  backward(shape, "16 x (40 + 8 x 9)", std::vector<tree>(16, {40, std::vector<int>(8, 9)}));
 }
 
 } // namespace
@@ -131,6 +192,7 @@ int main() {
       for (const auto& [batch, context] : {std::pair{1, 1024}, {16, 1024}, {64, 1024}, {256, 1024}, {64, 4096}, {1, 16384}})
         decode(shape, batch, context, copy);
       prefill(shape, 4, 2048), prefill(shape, 1, 8192);
+      backward(shape);
     }
   } catch (const error& e) {
     std::fprintf(stderr, "%s\n", e.what());

@@ -53,15 +53,26 @@ def prefill(n_heads, n_kv_heads, head_dim, batch, length):
     q, k, v = (noise(batch, length, h, head_dim) for h in (n_heads, n_kv_heads, n_kv_heads))
     flops = 2 * batch * length * length * n_heads * head_dim
     t = graph_seconds([lambda: flash(q, k, v, None, None, length, length, 0.0, True, False)] * 8)
-    out, lse, seed, offset, _ = flash(q, k, v, None, None, length, length, 0.0, True, False)
+    print(f"prefill  {n_heads:2}/{n_kv_heads} d {head_dim:3}  {batch:3} x {length:5}  {t * 1e6:7.1f} us  {flops / t / 1e12:5.0f} TFLOP/s", flush=True)
+
+
+def backward(n_heads, n_kv_heads, head_dim, what, lengths):
+    q, k, v = (noise(sum(lengths), h, head_dim) for h in (n_heads, n_kv_heads, n_kv_heads))
+    begin = torch.tensor([sum(lengths[:i]) for i in range(len(lengths) + 1)], device="cuda", dtype=torch.int32)
+    same = len(set(lengths)) == 1
+    if same:
+        q, k, v = (x.view(len(lengths), lengths[0], *x.shape[1:]) for x in (q, k, v))
+    cu, longest = None if same else begin, max(lengths)
+    flops = 5 * sum(n * n for n in lengths) * n_heads * head_dim
+    out, lse, seed, offset, _ = flash(q, k, v, cu, cu, longest, longest, 0.0, True, False)
     d_out = torch.randn_like(out)
     times = []
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)
-        times.append(graph_seconds([lambda: flash_backward(d_out, q, k, v, out, lse, None, None, length, length, 0.0, True, seed, offset)] * 4))
+        times.append(graph_seconds([lambda: flash_backward(d_out, q, k, v, out, lse, cu, cu, longest, longest, 0.0, True, seed, offset)] * 4))
     torch.use_deterministic_algorithms(False)
-    print(f"prefill  {n_heads:2}/{n_kv_heads} d {head_dim:3}  {batch:3} x {length:5}  {t * 1e6:7.1f} us  {flops / t / 1e12:5.0f} TFLOP/s   backward {times[0] * 1e6:8.1f} us  "
-          f"{2.5 * flops / times[0] / 1e12:5.1f} TFLOP/s, deterministic {2.5 * flops / times[1] / 1e12:5.1f}", flush=True)
+    rates = [flops / t / 1e12 for t in times]
+    print(f"backward {n_heads:2}/{n_kv_heads} d {head_dim:3}  {what:24} {times[0] * 1e6:8.1f} us  {rates[0]:5.1f} TFLOP/s, deterministic {rates[1]:5.1f}", flush=True)
 
 
 def main():
@@ -72,6 +83,9 @@ def main():
             decode(*heads, batch, context, copy)
         for batch, length in ((4, 2048), (1, 8192)):
             prefill(*heads, batch, length)
+        backward(*heads, "4 x 2048", [2048] * 4)
+        backward(*heads, "1 x 8192", [8192])
+        backward(*heads, "mixed, 8192 rows", [4096, 1100, 1000, 700, 500, 300, 250, 150, 96])
 
 
 main()

@@ -1,6 +1,6 @@
 #include "core/error.hpp"
 #include "model/cuda/cuda_lm_impl.hpp"
-#include "model/kernels/attention.hpp"
+#include "model/kernels/cuda/attention_tiles.hpp"
 #include "model/kernels/cuda/elementwise.hpp"
 #include "model/kernels/cuda/softmax.hpp"
 #include <algorithm>
@@ -116,34 +116,18 @@ float* cuda_lm::head_norm_backward(cuda_tape& t, float* d_normalised) {
 
 attention_gradient_plan cuda_lm::gradient_plan(cuda_tape& t) {
   const token_batch& batch = t.batch.tokens;
-  const kernels::key_rows keys = kernels::find_key_rows(batch);
-  const std::size_t n = batch.ids.size();
-  std::vector<std::int32_t> key_begin(n), n_keys(n), key_rows, count(n), query_begin(n + 1);
-  for (std::size_t s = 0; s < batch.segments.size(); ++s) {
-    const segment& seg = batch.segments[s];
-    for (std::int32_t r = seg.row_begin; r < seg.row_end; ++r) {
-      key_begin[std::size_t(r)] = std::int32_t(key_rows.size());
-      n_keys[std::size_t(r)] = seg.position + r - seg.row_begin + 1;
-      for (std::int32_t p = 0; p < n_keys[std::size_t(r)]; ++p)
-        ++count[std::size_t(keys.of_segment[s][std::size_t(p)])];
-    }
-    key_rows.insert(key_rows.end(), keys.of_segment[s].begin(), keys.of_segment[s].end());
-  }
-  for (std::size_t r = 0; r < n; ++r)
-    query_begin[r + 1] = query_begin[r] + count[r];
-  std::vector<std::int32_t> query_rows(static_cast<std::size_t>(query_begin[n])), at(query_begin.begin(), query_begin.end() - 1);
-  for (std::size_t s = 0; s < batch.segments.size(); ++s)
-    for (std::int32_t r = batch.segments[s].row_begin; r < batch.segments[s].row_end; ++r)
-      for (std::int32_t p = 0; p < n_keys[std::size_t(r)]; ++p)
-        query_rows[std::size_t(at[std::size_t(keys.of_segment[s][std::size_t(p)])]++)] = r;
+  const attention_tiles tiles = find_attention_tiles(batch, kernels::find_key_rows(batch));
   arena& memory = *t.memory;
   attention_gradient_plan plan;
-  plan.n_rows = int(n);
-  plan.key_begin = put(memory, key_begin, stream_.get());
-  plan.n_keys = put(memory, n_keys, stream_.get());
-  plan.key_rows = put(memory, key_rows, stream_.get());
-  plan.query_begin = put(memory, query_begin, stream_.get());
-  plan.query_rows = put(memory, query_rows, stream_.get());
+  plan.n_rows = int(tiles.positions.size());
+  plan.n_pairs = tiles.n_pairs();
+  plan.tile_begin = put(memory, tiles.tile_begin, stream_.get());
+  plan.positions = put(memory, tiles.positions, stream_.get());
+  plan.key_lists = put(memory, tiles.key_lists, stream_.get());
+  plan.query_lists = put(memory, tiles.query_lists, stream_.get());
+  plan.key_entries = put(memory, tiles.key_entries, stream_.get());
+  plan.query_entries = put(memory, tiles.query_entries, stream_.get());
+  plan.masks = put(memory, tiles.masks, stream_.get());
   synchronize(stream_.get()); // the host's arrays end here
   return plan;
 }

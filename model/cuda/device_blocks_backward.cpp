@@ -66,7 +66,8 @@ void device_block::attention_backward(const device_pass& p, const saved_layer& s
   p.linear_backward(dy, saved.attended, n, o_, o_bias_);
   const void* d_attended = p.narrowed(p.input_gradient(dy, n, o_), n * q_columns);
   float* d_qkv = p.empty_f32(n, row);
-  attend_backward(p.type, heads_, *p.gradient, saved.qkv, saved.attended, saved.lse, d_attended, d_qkv, p.where);
+  attend_backward(p.type, heads_, *p.gradient, saved.qkv, saved.attended, saved.lse, d_attended, d_qkv,
+                  p.work->take_array<float>(p.gradient->scratch_size(heads_)), p.where);
   cuda::rope(dtype::f32, d_qkv, row, n, p.tokens.positions, heads_.n_heads + heads_.n_kv_heads, d, cosines, true, p.where);
   if (q_norm_.value) {
     float* scratch = p.empty_f32(n * heads_.n_heads + norm_partials * d, 1);

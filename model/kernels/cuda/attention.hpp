@@ -40,18 +40,32 @@ void attend(dtype type, const attention_shape& shape, const attention_plan& plan
 void attend_reference(dtype type, const attention_shape& shape, const attention_plan& plan, const void* qkv, const void* cache, void* out,
                       float* lse, stream where);
 
-/// Which queries see which keys, for the gradient; arrays of the device. A batch's rows hold whole sequences (model/kernels/attention.hpp).
+/// A tile of rows that the pair of tiles looks at (as queries at keys, or keys at queries), and what each of the two sees of it.
+struct alignas(16) attention_entry {
+  std::int32_t tile;
+  std::int32_t mask[2]; // -1: all of it; else which of `masks`. Mask 0: nothing
+};
+/// The entries of tiles 2 * pair and 2 * pair + 1.
+struct alignas(16) attention_list {
+  std::int32_t pair, begin, end;
+};
+
+/// Which queries of a batch see which keys, for the gradient; arrays of the device, made by find_attention_tiles. A batch's rows hold whole
+/// sequences; tiles of up to 64 consecutive rows cover them. Windows do not count here.
 struct attention_gradient_plan {
-  int n_rows = 0;
-  const int* key_begin = nullptr;   // [n_rows] where a row's list of keys begins in key_rows
-  const int* n_keys = nullptr;      // [n_rows] position + 1; with a window the first n_keys - window of them do not count
-  const int* key_rows = nullptr;    // rows of the pass that hold the keys, by segment: positions 0 .. of it
-  const int* query_begin = nullptr; // [n_rows + 1] CSR: rows that see row r's key without a window, by segment then position
-  const int* query_rows = nullptr;
+  static constexpr int tile_rows = 64;
+  int n_rows = 0, n_pairs = 0;
+  const std::int32_t* tile_begin = nullptr;                               // [2 * n_pairs + 1] rows; a tile may be empty
+  const std::int32_t* positions = nullptr;                                // [n_rows]
+  const attention_list *key_lists = nullptr, *query_lists = nullptr;      // [n_pairs], the longest first
+  const attention_entry *key_entries = nullptr, *query_entries = nullptr; // tiles of queries, and of keys; ascending
+  const std::uint64_t* masks = nullptr; // [][2][64]: of each row as a query bits of keys, then of each row as a key bits of queries
+  /// f32 values of scratch that attend_backward needs.
+  std::size_t scratch_size(const attention_shape& shape) const { return std::size_t(shape.n_heads) * std::size_t(n_pairs) * 4 * tile_rows; }
 };
 /// d_qkv [n_tokens, row()] f32 overwritten with the gradients of (rotated) queries, keys and values. Deterministic: a key's gradient adds
 /// up its queries in the plan's order. out, lse: as attend gave them; d_out [n_tokens, n_heads * head_dim] of `type`.
 void attend_backward(dtype type, const attention_shape& shape, const attention_gradient_plan& plan, const void* qkv, const void* out,
-                     const float* lse, const void* d_out, float* d_qkv, stream where);
+                     const float* lse, const void* d_out, float* d_qkv, float* scratch, stream where);
 
 } // namespace troupe::cuda

@@ -1,25 +1,16 @@
+#include "model/kernels/cuda/attention_gradient.cuh"
 #include "model/kernels/cuda/attention_loads.cuh"
-#include <climits>
 #include <cmath>
 
 // Gradients of attention: P = exp(s * scale - lse) again from queries and keys, then
-// dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K * scale, dK = dS^T Q * scale, with delta = dO . O of the row and head. All in f32.
+// dV = P^T dO, dS = P (dO V^T - delta), dQ = dS K * scale, dK = dS^T Q * scale, with delta = dO . O of the row and head. Here all in f32.
 namespace troupe::cuda {
 namespace {
 
 using namespace attention;
 
 constexpr int n_warps = 4, max_chunks = 8, at_once = 4; // lane l holds columns l, l + 32, ...; pairs of rows whose sums overlap
-
-struct gradient_arguments {
-  attention_shape shape;
-  attention_gradient_plan plan;
-  const void *qkv, *out, *d_out;
-  const float* lse;
-  float* d_qkv;
-  float scale;
-  std::int64_t row;
-};
+constexpr int tile_rows = attention_gradient_plan::tile_rows;
 
 // One row of one head, over the lanes of a warp; columns from D on are 0.
 struct columns {
@@ -69,102 +60,138 @@ template <class T>
 __device__ __forceinline__ const T* out_gradient(const gradient_arguments& a, std::int64_t row, int head) {
   return static_cast<const T*>(a.d_out) + (row * a.shape.n_heads + head) * a.shape.head_dim;
 }
-// Where delta waits: the first element of what will be the query's gradient.
-__device__ __forceinline__ float* delta_of(const gradient_arguments& a, std::int64_t row, int head) {
-  return a.d_qkv + row * a.row + head * a.shape.head_dim;
-}
-__device__ __forceinline__ float lse_of(const gradient_arguments& a, std::int64_t row, int head) {
-  return a.lse[std::int64_t(head) * a.plan.n_rows + row];
-}
 
-// The warp's number in the grid.
-__device__ __forceinline__ int warp_index() { return blockIdx.x * n_warps + threadIdx.x / 32; }
+// The warp's row: a CTA has n_warps of the 64 places of a tile.
+struct place {
+  int tile, slot, row;
+  bool exists;
+  __device__ __forceinline__ place(const gradient_arguments& a, int pair, int half) {
+    tile = 2 * pair + half, slot = blockIdx.x % (tile_rows / n_warps) * n_warps + threadIdx.x / 32;
+    row = a.plan.tile_begin[tile] + slot, exists = row < a.plan.tile_begin[tile + 1];
+  }
+};
+__device__ __forceinline__ int tile_index() { return blockIdx.x / (tile_rows / n_warps); }
 
 template <class T>
-__global__ __launch_bounds__(n_warps * 32) void deltas(const __grid_constant__ gradient_arguments a) {
-  const int row = warp_index(), head = blockIdx.y, D = a.shape.head_dim;
-  if (row >= a.plan.n_rows)
-    return;
-  columns x, y;
-  x.load(out_gradient<T>(a, row, head), D);
-  y.load(static_cast<const T*>(a.out) + (std::int64_t(row) * a.shape.n_heads + head) * D, D);
-  const float sum = dot(x, y);
+__global__ __launch_bounds__(n_warps * 32) void row_terms(const __grid_constant__ gradient_arguments a) {
+  const place at(a, tile_index() / 2, tile_index() % 2);
+  const int head = blockIdx.y, D = a.shape.head_dim;
+  float lse = 0.f, delta = 0.f;
+  if (at.exists) {
+    columns x, y;
+    x.load(out_gradient<T>(a, at.row, head), D);
+    y.load(static_cast<const T*>(a.out) + (std::int64_t(at.row) * a.shape.n_heads + head) * D, D);
+    delta = dot(x, y), lse = __fmul_rn(a.lse[std::int64_t(head) * a.plan.n_rows + at.row], CUDART_L2E_F);
+  }
+  float* const to = a.terms_of(head, at.tile) + at.slot;
   if (threadIdx.x % 32 == 0)
-    *delta_of(a, row, head) = sum;
+    to[0] = lse, to[tile_rows] = delta;
 }
 
-// P and dS of a (query, key).
-struct probability {
-  float p, ds;
-};
-__device__ __forceinline__ probability probability_of(float s, float dp, float lse, float delta, float scale) {
-  const float p = ex2(__fmul_rn(__fmaf_rn(s, scale, -lse), CUDART_L2E_F));
-  return {p, __fmul_rn(p, __fsub_rn(dp, delta))};
+// Which rows of the entry's tile the row sees, or is seen by; a bit each.
+__device__ __forceinline__ unsigned long long visible(const gradient_arguments& a, const attention_entry& entry, const place& at, int half,
+                                                      bool by_keys) {
+  const int begin = a.plan.tile_begin[entry.tile], mask = entry.mask[half];
+  const std::uint64_t seen = mask < 0 ? ~0ull : a.plan.masks[(mask * 2 + by_keys) * tile_rows + at.slot];
+  if (a.shape.window == 0)
+    return seen;
+  unsigned near[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int row = min(begin + int(threadIdx.x % 32) + 32 * i, a.plan.n_rows - 1);
+    near[i] = __ballot_sync(~0u, abs(a.plan.positions[row] - a.plan.positions[at.row]) < a.shape.window);
+  }
+  return seen & (near[0] | std::uint64_t(near[1]) << 32);
+}
+// The next rows of the tile, in ascending order, and how many they are; the last of them again where there are no more.
+__device__ __forceinline__ int take_rows(unsigned long long& seen, int begin, int (&rows)[at_once]) {
+  int n = 0;
+#pragma unroll
+  for (int j = 0; j < at_once; ++j) {
+    rows[j] = seen ? begin + __ffsll(seen) - 1 : rows[j ? j - 1 : 0];
+    n += seen != 0, seen &= seen - 1;
+  }
+  return n;
 }
 
 // A warp a (key row, kv head): over the rows that see it, each with the heads of the group.
 template <class T>
 __global__ __launch_bounds__(n_warps * 32) void key_gradients(const __grid_constant__ gradient_arguments a) {
-  const int row = warp_index(), kv_head = blockIdx.y, D = a.shape.head_dim, group = a.shape.n_heads / a.shape.n_kv_heads;
-  if (row >= a.plan.n_rows)
+  const attention_list list = a.plan.key_lists[tile_index() / 2];
+  const int half = tile_index() % 2, kv_head = blockIdx.y, D = a.shape.head_dim, group = a.shape.n_heads / a.shape.n_kv_heads;
+  const place at(a, list.pair, half);
+  if (!at.exists)
     return;
-  const int window = a.shape.window > 0 ? a.shape.window : INT_MAX;
+  const float scale = a.scale * CUDART_L2E_F;
   columns k, v, dk{}, dv{};
-  k.load(key<T>(a, row, kv_head), D), v.load(value<T>(a, row, kv_head), D);
-  const int* const queries = a.plan.query_rows + a.plan.query_begin[row];
-  const int n = (a.plan.query_begin[row + 1] - a.plan.query_begin[row]) * group;
-  for (int i = 0; i < n; i += at_once) {
-    columns q[at_once], d[at_once];
+  k.load(key<T>(a, at.row, kv_head), D), v.load(value<T>(a, at.row, kv_head), D);
+  for (int e = list.begin; e < list.end; ++e) {
+    const attention_entry entry = a.plan.key_entries[e];
+    const int begin = a.plan.tile_begin[entry.tile];
+    unsigned long long seen = visible(a, entry, at, half, true);
+    for (int rows[at_once]; seen;) {
+      const int n = take_rows(seen, begin, rows);
+      for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+        const float* const terms = a.terms_of(head, entry.tile);
+        columns q[at_once], d[at_once];
 #pragma unroll
-    for (int j = 0; j < at_once; ++j) {
-      const int x = min(i + j, n - 1), head = kv_head * group + x % group;
-      q[j].load(query<T>(a, queries[x / group], head), D), d[j].load(out_gradient<T>(a, queries[x / group], head), D);
-    }
+        for (int j = 0; j < at_once; ++j)
+          q[j].load(query<T>(a, rows[j], head), D), d[j].load(out_gradient<T>(a, rows[j], head), D);
 #pragma unroll
-    for (int j = 0; j < at_once; ++j) {
-      const int x = min(i + j, n - 1), head = kv_head * group + x % group, r = queries[x / group];
-      const probability t = probability_of(dot(q[j], k), dot(d[j], v), lse_of(a, r, head), *delta_of(a, r, head), a.scale);
-      if (i + j < n && a.plan.n_keys[r] - a.plan.n_keys[row] < window)
-        dv.add(t.p, d[j]), dk.add(t.ds, q[j]);
+        for (int j = 0; j < at_once; ++j) {
+          const float p = probability(dot(q[j], k), scale, terms[rows[j] - begin]);
+          const float ds = score_gradient(p, dot(d[j], v), terms[tile_rows + rows[j] - begin]);
+          if (j < n)
+            dv.add(p, d[j]), dk.add(ds, q[j]);
+        }
+      }
     }
   }
-  float* const to = a.d_qkv + std::int64_t(row) * a.row + (a.shape.n_heads + kv_head) * D;
+  float* const to = a.d_qkv + std::int64_t(at.row) * a.row + (a.shape.n_heads + kv_head) * D;
   dk.store_scaled(to, D, a.scale), dv.store_scaled(to + a.shape.n_kv_heads * D, D, 1.f);
 }
 
-// A warp a (row, head): over the keys that it sees. Last, since it overwrites its delta.
+// A warp a (row, head): over the keys that it sees.
 template <class T>
 __global__ __launch_bounds__(n_warps * 32) void query_gradients(const __grid_constant__ gradient_arguments a) {
-  const int row = warp_index(), head = blockIdx.y, kv_head = head / (a.shape.n_heads / a.shape.n_kv_heads), D = a.shape.head_dim;
-  if (row >= a.plan.n_rows)
+  const attention_list list = a.plan.query_lists[tile_index() / 2];
+  const int half = tile_index() % 2, head = blockIdx.y, kv_head = head / (a.shape.n_heads / a.shape.n_kv_heads), D = a.shape.head_dim;
+  const place at(a, list.pair, half);
+  if (!at.exists)
     return;
+  const float scale = a.scale * CUDART_L2E_F;
   columns q, d, dq{};
-  q.load(query<T>(a, row, head), D), d.load(out_gradient<T>(a, row, head), D);
-  const float lse = lse_of(a, row, head), delta = *delta_of(a, row, head);
-  __syncwarp();
-  const int* const keys = a.plan.key_rows + a.plan.key_begin[row];
-  const int n = a.plan.n_keys[row], first = a.shape.window > 0 ? max(0, n - a.shape.window) : 0;
-  for (int i = first; i < n; i += at_once) {
-    columns k[at_once], v[at_once];
+  q.load(query<T>(a, at.row, head), D), d.load(out_gradient<T>(a, at.row, head), D);
+  const float lse = a.terms_of(head, at.tile)[at.slot], delta = a.terms_of(head, at.tile)[tile_rows + at.slot];
+  for (int e = list.begin; e < list.end; ++e) {
+    const attention_entry entry = a.plan.query_entries[e];
+    const int begin = a.plan.tile_begin[entry.tile];
+    unsigned long long seen = visible(a, entry, at, half, false);
+    for (int rows[at_once]; seen;) {
+      const int n = take_rows(seen, begin, rows);
+      columns k[at_once], v[at_once];
 #pragma unroll
-    for (int j = 0; j < at_once; ++j) {
-      const int r = keys[min(i + j, n - 1)];
-      k[j].load(key<T>(a, r, kv_head), D), v[j].load(value<T>(a, r, kv_head), D);
-    }
+      for (int j = 0; j < at_once; ++j)
+        k[j].load(key<T>(a, rows[j], kv_head), D), v[j].load(value<T>(a, rows[j], kv_head), D);
 #pragma unroll
-    for (int j = 0; j < at_once; ++j) {
-      const probability t = probability_of(dot(q, k[j]), dot(d, v[j]), lse, delta, a.scale);
-      if (i + j < n)
-        dq.add(t.ds, k[j]);
+      for (int j = 0; j < at_once; ++j) {
+        const float ds = score_gradient(probability(dot(q, k[j]), scale, lse), dot(d, v[j]), delta);
+        if (j < n)
+          dq.add(ds, k[j]);
+      }
     }
   }
-  dq.store_scaled(delta_of(a, row, head), D, a.scale);
+  dq.store_scaled(a.d_qkv + std::int64_t(at.row) * a.row + head * D, D, a.scale);
 }
 
 template <class T>
 void launch_backward(const gradient_arguments& a, stream where) {
-  const unsigned rows = unsigned(a.plan.n_rows + n_warps - 1) / n_warps, heads = unsigned(a.shape.n_heads);
-  launch(deltas<T>, {rows, heads}, n_warps * 32, 0, where, "attention backward", a);
+  const unsigned rows = unsigned(a.plan.n_pairs) * 2 * (tile_rows / n_warps), heads = unsigned(a.shape.n_heads);
+  launch(row_terms<T>, {rows, heads}, n_warps * 32, 0, where, "attention backward", a);
+#ifdef TROUPE_WGMMA
+  if (has_fast_kernels(std::is_same_v<T, bf16> ? dtype::bf16 : dtype::f32, a.shape))
+    return gradients_wgmma(a, where);
+#endif
   launch(key_gradients<T>, {rows, unsigned(a.shape.n_kv_heads)}, n_warps * 32, 0, where, "attention backward", a);
   launch(query_gradients<T>, {rows, heads}, n_warps * 32, 0, where, "attention backward", a);
 }
@@ -172,11 +199,11 @@ void launch_backward(const gradient_arguments& a, stream where) {
 } // namespace
 
 void attend_backward(dtype type, const attention_shape& shape, const attention_gradient_plan& plan, const void* qkv, const void* out,
-                     const float* lse, const void* d_out, float* d_qkv, stream where) {
+                     const float* lse, const void* d_out, float* d_qkv, float* scratch, stream where) {
   check_attention(type, shape);
   if (plan.n_rows == 0)
     return;
-  const gradient_arguments args{shape, plan, qkv, out, d_out, lse, d_qkv, 1.f / std::sqrt(float(shape.head_dim)), shape.row()};
+  const gradient_arguments args{shape, plan, qkv, out, d_out, lse, d_qkv, scratch, 1.f / std::sqrt(float(shape.head_dim)), shape.row()};
   type == dtype::f32 ? launch_backward<float>(args, where) : launch_backward<bf16>(args, where);
 }
 

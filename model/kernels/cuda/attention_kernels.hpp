@@ -33,4 +33,8 @@ void prefill_mma(const arguments& args, stream where);
 /// All segments; any head_dim up to 256, f32 and bf16, windows.
 void simple(dtype type, const arguments& args, stream where);
 
+struct gradient_arguments;
+/// Gradients where has_fast_kernels, with Hopper's wgmma; `terms` are there.
+void gradients_wgmma(const gradient_arguments& args, stream where);
+
 } // namespace troupe::cuda::attention

@@ -1,46 +1,9 @@
 #include "model/kernels/cuda/attention_loads.cuh"
+#include "model/kernels/cuda/attention_wgmma.cuh"
 
 // Prefill with Hopper's wgmma, whose bits are those of mma.sync m16n8k16 (attention_test.cpp holds it).
 namespace troupe::cuda::attention {
 namespace {
-
-// Accumulators of m64nNk16: a warp's 16 rows, laid out as in state<D>, so that everything else is shared.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N>
-__device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-template <int N>
-__device__ __forceinline__ void keep(float (&x)[N][4]) { // the values exist only from here on
-#pragma unroll
-  for (int i = 0; i < N; ++i)
-    asm volatile("" : "+f"(x[i][0]), "+f"(x[i][1]), "+f"(x[i][2]), "+f"(x[i][3])::"memory");
-}
-// Descriptor of a 128-byte-swizzled tile; between: bytes between groups of 64 columns (only read for V).
-__device__ __forceinline__ std::uint64_t descriptor(std::uint32_t a, std::uint32_t between) {
-  return std::uint64_t((a & 0x3ffff) >> 4) | std::uint64_t(between >> 4) << 16 | std::uint64_t(1024 >> 4) << 32 | 1ull << 62;
-}
-
-// clang-format off
-#define F4(x, i) "+f"(x[i][0]), "+f"(x[i][1]), "+f"(x[i][2]), "+f"(x[i][3])
-#define F32(x, i) F4(x, i), F4(x, i + 1), F4(x, i + 2), F4(x, i + 3), F4(x, i + 4), F4(x, i + 5), F4(x, i + 6), F4(x, i + 7)
-#define R32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-__device__ __forceinline__ void wgmma_scores(float (&s)[8][4], std::uint64_t a, std::uint64_t b, int add) { // A, B from shared memory
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " R32 "}, %32, %33, p, 1, 1, 0, 0;}"
-               : F32(s, 0) : "l"(a), "l"(b), "r"(add));
-}
-__device__ __forceinline__ void wgmma_values(float (&o)[8][4], const std::uint32_t (&a)[4], std::uint64_t b) { // A from registers
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " R32 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
-               : F32(o, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-__device__ __forceinline__ void wgmma_values(float (&o)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " R32
-               ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
-               "{%64,%65,%66,%67}, %68, 1, 1, 1, 1;"
-               : F32(o, 0), F32(o, 8) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
-}
-// clang-format on
 
 constexpr int tile_rows = 64, n_threads = 128;
 
@@ -93,25 +56,6 @@ __device__ __forceinline__ void arrived() {
   __syncthreads();
 }
 
-// s = Q K^T, as scores() computes it.
-template <int D>
-__device__ __forceinline__ void issue_scores(float (&s)[8][4], std::uint64_t q, std::uint64_t k) {
-  wgmma_fence();
-#pragma unroll
-  for (int i = 0; i < D / 16; ++i)
-    wgmma_scores(s, q + (i >> 2) * tile_rows * 8 + (i & 3) * 2, k + (i >> 2) * block_keys * 8 + (i & 3) * 2, i > 0);
-  wgmma_commit();
-}
-// O += P V, as add_values() computes it.
-template <int D>
-__device__ __forceinline__ void issue_values(state<D>& st, const std::uint32_t (&p)[4][4], std::uint64_t v) {
-  wgmma_fence();
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-    wgmma_values(st.o, p[k], v + k * 128);
-  wgmma_commit();
-}
-
 // A CTA (one warpgroup) owns 64 query rows of one head. P V of block b-1 runs while the softmax of block b works;
 // CTAs that share a multiprocessor fill each other's gaps.
 template <int D, int Stages, int Ctas>
@@ -148,7 +92,7 @@ __global__ __launch_bounds__(n_threads, Ctas) void prefill_warpgroup(const __gri
   for (int b = 1; b < w.n_blocks; ++b) {
     float s[8][4];
     copy_wait<Stages - 2>(), arrived(); // K(b), V(b-1)
-    issue_scores<D>(s, qd, kd + b % Stages * (tile / 16)), issue_values(st, p, vd + (b - 1) % Stages * (tile / 16));
+    issue_scores<D>(s, qd, kd + b % Stages * (tile / 16)), issue_values(st.o, p, vd + (b - 1) % Stages * (tile / 16));
     loads.issue(b + Stages - 1);
     wgmma_wait<1>(), keep(s);
     const bool fresh = b % blocks_per_split == 0;
@@ -161,7 +105,7 @@ __global__ __launch_bounds__(n_threads, Ctas) void prefill_warpgroup(const __gri
     pack_probabilities(p, s), rescale(st, alpha);
   }
   copy_wait<Stages - 2>(), arrived();
-  issue_values(st, p, vd + (w.n_blocks - 1) % Stages * (tile / 16));
+  issue_values(st.o, p, vd + (w.n_blocks - 1) % Stages * (tile / 16));
   wgmma_wait<0>(), keep(st.o);
   out.factors(st, c), out.values(st);
   const std::int64_t out_stride = std::int64_t(a.shape.n_heads) * D;
