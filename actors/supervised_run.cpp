@@ -159,7 +159,7 @@ public:
 
 private:
   static constexpr int most_deaths = 6;
-  static constexpr auto rank_deadline = 30min, join_deadline = 10min, news_deadline = 10s;
+  static constexpr std::chrono::seconds rank_deadline = 30min, join_deadline = 10min, news_deadline = 10s;
 
   /// False: a rank was lost, as lost_ says.
   bool attempt() {

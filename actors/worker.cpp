@@ -215,7 +215,7 @@ void work_as_rank(caf::actor_system& sys, caf::scoped_actor& self, const invitat
     const trainee part(at.cfg, setup->policy, setup->total_steps, at.where);
     ranks.serve();
   }
-  const auto rollout = set_up_rollout(parse_model_config(in.welcome.model_config_json, "the run's config.json"), at);
+  [[maybe_unused]] const auto rollout = set_up_rollout(parse_model_config(in.welcome.model_config_json, "the run's config.json"), at);
   ranks.serve();
 }
 

@@ -194,7 +194,7 @@ void decode(const std::shared_ptr<causal_lm>& model, std::int64_t batch, std::in
   std::nth_element(times.begin(), times.begin() + std::ptrdiff_t(times.size() / 2), times.end());
   const double step = times[times.size() / 2];
   const sizes s = sizes_of(model->config());
-  const double floor = (s.weight_bytes + double(batch) * (double(context) + steps / 2) * s.cache_bytes_token) / copy;
+  const double floor = (s.weight_bytes + double(batch) * (double(context) + double(steps) / 2) * s.cache_bytes_token) / copy;
   std::printf("decode  batch %4lld context %5lld: prefill %.2f s, step %.3f ms (pass %.3f), %.0f tokens/s, roofline %.3f ms, share %.3f\n",
               (long long)batch, (long long)context, prefill, step * 1e3, pass * 1e3, double(batch) / step, floor * 1e3, floor / step);
   std::fflush(stdout);

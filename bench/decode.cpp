@@ -125,7 +125,7 @@ void measure(const std::string& dir, dtype type, std::int64_t context, const std
     const double gemm = type == dtype::bf16 ? gemm_seconds<kernels::bf16>(model->config(), where, batch)
                                             : gemm_seconds<float>(model->config(), where, batch);
     const double cache =
-        double(batch) * double(context + new_tokens / 2) * double(model->cache_block_bytes()) / kv_block_tokens / (rate * 1e9);
+        double(batch) * (double(context) + double(new_tokens) / 2) * double(model->cache_block_bytes()) / kv_block_tokens / (rate * 1e9);
     const double prefill = generate_seconds(model, where, batch, context, 1),
                  total = generate_seconds(model, where, batch, context, new_tokens);
     const double step = (total - prefill) / double(new_tokens - 1);
