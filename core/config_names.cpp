@@ -139,6 +139,7 @@ constexpr later_key later[] = {
     {"reward.retries", "a reward that fails is answered as reward.on_error says"},
     {"rollout.inflight_cache", "it belongs to run.mode = \"async\"; this version does \"sync\""},
     {"rollout.stop", "a sample ends at an end token, rollout.stop_token_ids among them, or at data.max_response_length"},
+    {"rollout.serve", "troupe serve answers for a model directory, such as a checkpoint of the run"},
     {"rollout.logit_bias", "sampling is by rollout.{temperature,top_p,top_k,min_p,repetition_penalty}"},
     {"algorithm.filter_groups.*", no_filter},
     {"algorithm.rollout_is", "off-policy correction belongs to run.mode = \"async\"; this version does \"sync\""},

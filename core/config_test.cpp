@@ -183,6 +183,8 @@ TEST(config, what_this_version_cannot_do_is_said) {
       {"[rollout]\nstop = ['x']",
        "f.toml:12:1: rollout.stop is not in this version: a sample ends at an end token, rollout.stop_token_ids among them, or at "
        "data.max_response_length"},
+      {"[rollout]\nserve = true",
+       "f.toml:12:1: rollout.serve is not in this version: troupe serve answers for a model directory, such as a checkpoint of the run"},
       {"[algorithm.filter_groups]\nenable = true", "f.toml:12:1: algorithm.filter_groups.enable is not in this version: groups without "
                                                    "spread stay in the batch and contribute nothing"},
       {"[placement]\nlisten = '0.0.0.0:1'",
