@@ -70,8 +70,9 @@ std::function<std::uint64_t()> fresh_seeds(const serve_command& o) {
 }
 
 void print_summary(const engine_counts& c, timer::time_point begin) {
+  const std::uint64_t ended = c.stopped + c.at_length;
   std::fprintf(stderr, "{\"samples\": %llu, \"aborted\": %llu, \"prompt_tokens\": %llu, \"output_tokens\": %llu, \"seconds\": %.6g}\n",
-               static_cast<unsigned long long>(c.stopped + c.at_length), static_cast<unsigned long long>(c.aborted),
+               static_cast<unsigned long long>(ended), static_cast<unsigned long long>(c.aborted),
                static_cast<unsigned long long>(c.prompt_tokens), static_cast<unsigned long long>(c.output_tokens),
                std::chrono::duration<double>(timer::now() - begin).count());
 }

@@ -130,7 +130,7 @@ json completion_answer::whole() const {
 
 // ---- in chunks ----
 
-json completion_answer::chunk(json choice, std::size_t index, const std::vector<std::int32_t>* ids) const {
+json completion_answer::chunk(const json& choice, std::size_t index, const std::vector<std::int32_t>* ids) const {
   json out = frame(request_.chat ? "chat.completion.chunk" : "text_completion");
   json whole = {{"index", index}};
   whole.update(choice);
@@ -167,7 +167,7 @@ std::vector<json> completion_answer::chunks(const generation_event& event) {
     json choice = request_.chat ? json{{"delta", text.empty() ? json::object() : json{{"content", text}}}} : json{{"text", text}};
     choice["logprobs"] = std::move(logprobs);
     choice["finish_reason"] = std::move(finish);
-    out.push_back(chunk(std::move(choice), index, ids));
+    out.push_back(chunk(choice, index, ids));
   };
   if (const auto* drawn = std::get_if<streamed_token>(&event)) {
     const auto index = choice_of(drawn->id, drawn->sample_index);

@@ -37,7 +37,7 @@ private:
   json chat_token(const token_logprob& token) const;
   json logprobs(const std::vector<std::int32_t>& ids, const std::vector<float>& logprobs, const std::vector<token_logprob>& top,
                 std::size_t& text_offset) const;
-  json chunk(json choice, std::size_t index, const std::vector<std::int32_t>* ids) const;
+  json chunk(const json& choice, std::size_t index, const std::vector<std::int32_t>* ids) const;
   json frame(const char* object) const;
   json usage() const;
   sample_stream& stream_of(std::size_t index, std::vector<json>& first);
