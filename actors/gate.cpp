@@ -58,9 +58,11 @@ gate::gate(caf::actor_system& sys, const run_inputs& in, run_outputs& outputs, c
   arguments.insert(arguments.end(), {"--device", in.gpu >= 0 ? "cuda:" + std::to_string(in.gpu) : "cpu"});
   if (in.threads > 0)
     arguments.insert(arguments.end(), {"--threads", std::to_string(in.threads)});
-  workers_ = std::make_unique<supervisor>(arguments,
-                                          std::vector<std::string>{"TROUPE_SECRET=" + secret, "TROUPE_PARENT=" + std::to_string(getpid())},
-                                          (in.cfg.run_dir() / "log.txt").string());
+  const std::vector<std::string> environment = {"TROUPE_SECRET=" + secret, "TROUPE_PARENT=" + std::to_string(getpid())};
+  std::vector<std::string> defaults;
+  if (in.gpu >= 0) // they share the GPU, of which NCCL wants to be told
+    defaults = {"NCCL_MULTI_RANK_GPU_ENABLE=1", "NCCL_NVLS_ENABLE=0", "NCCL_MAX_CTAS=8"};
+  workers_ = std::make_unique<supervisor>(arguments, environment, defaults, (in.cfg.run_dir() / "log.txt").string());
 }
 
 gate::~gate() { caf::anon_send_exit(entrance_, caf::exit_reason::user_shutdown); }

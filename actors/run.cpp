@@ -286,11 +286,13 @@ void check_placement(const config& cfg) {
   if (processes && channel == "shared")
     throw error(errc::bad_config,
                 "weightsync.channel = \"shared\" needs one process; with placement.processes = true use \"auto\" or \"zmq\"");
-  if (!processes && channel == "zmq")
+  if (!processes && (channel == "zmq" || channel == "nccl"))
     throw error(errc::bad_config,
-                "weightsync.channel = \"zmq\" needs placement.processes = true; in one process use \"auto\" or \"shared\"");
-  if (channel == "nccl")
-    throw error(errc::unsupported, "weightsync.channel = \"nccl\": this version can do auto, shared and zmq");
+                "weightsync.channel = \"" + channel + "\" needs placement.processes = true; in one process use \"auto\" or \"shared\"");
+  if (channel == "nccl" && !has_nccl())
+    throw error(errc::unsupported, "weightsync.channel = \"nccl\": this program is built without CUDA; use \"auto\", or ./dev build cuda");
+  if (channel == "nccl" && (learner_layout(cfg).training.size() > 1 || cfg.rollout.tensor_parallel_size > 1))
+    throw error(errc::unsupported, "weightsync.channel = \"nccl\": this version can do models of one rank; use \"auto\" or \"zmq\"");
   if (!processes)
     return;
   const auto [host, port] = parse_address(cfg.placement.listen, "placement.listen");

@@ -1,5 +1,6 @@
 #include "actors/supervisor.hpp"
 #include "core/error.hpp"
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstring>
@@ -41,11 +42,16 @@ void set_attributes(posix_spawnattr_t& attributes) {
 
 } // namespace
 
-supervisor::supervisor(std::vector<std::string> arguments, std::vector<std::string> environment, std::string output)
+supervisor::supervisor(std::vector<std::string> arguments, std::vector<std::string> environment, const std::vector<std::string>& defaults,
+                       std::string output)
     : arguments_(std::move(arguments)), environment_(std::move(environment)), output_(std::move(output)) {
   arguments_.insert(arguments_.begin(), "troupe");
   for (char** e = environ; *e != nullptr; ++e)
     environment_.emplace_back(*e);
+  for (const std::string& setting : defaults)
+    if (const std::string name = setting.substr(0, setting.find('=') + 1);
+        std::none_of(environment_.begin(), environment_.end(), [&](const std::string& e) { return e.starts_with(name); }))
+      environment_.push_back(setting);
 }
 
 supervisor::~supervisor() { finish(0); }

@@ -17,8 +17,10 @@ struct ended_process {
 /// This machine's worker processes. Used by the one thread that lives as long as they do: they die with it.
 class supervisor {
 public:
-  /// arguments: of this program; environment: "NAME=value" added to ours; output: the file that takes stdout and stderr.
-  supervisor(std::vector<std::string> arguments, std::vector<std::string> environment, std::string output);
+  /// arguments: of this program; environment: "NAME=value" set beside ours; defaults: likewise, where ours does not name them;
+  /// output: the file that takes stdout and stderr.
+  supervisor(std::vector<std::string> arguments, std::vector<std::string> environment, const std::vector<std::string>& defaults,
+             std::string output);
   ~supervisor(); // kills what is left
   supervisor(const supervisor&) = delete;
   supervisor& operator=(const supervisor&) = delete;

@@ -96,7 +96,7 @@ std::shared_ptr<learner_setup> set_up_learner(const workplace& at) {
   if (at.ranks == nullptr) {
     setup->policy = load_policy(at.cfg, false, at.where);
     setup->reference = load_reference(at.cfg, at.where);
-    setup->source = make_zmq_source(setup->policy, "127.0.0.1", at.secret);
+    setup->source = make_process_source(at.cfg.weightsync.channel, setup->policy, "127.0.0.1", at.secret);
   } else {
     const rank_models policy = load_policy_part(at.cfg, *at.ranks, at.where);
     setup->policy = policy.whole;
@@ -131,7 +131,9 @@ using sink_maker = std::function<std::unique_ptr<weights_sink>(const std::string
 std::pair<std::shared_ptr<causal_lm>, sink_maker> set_up_rollout(const model_config& model, const workplace& at) {
   if (at.ranks == nullptr) {
     const auto policy = make_rollout_model(at.cfg, model, at.where);
-    return {policy, [policy, secret = at.secret](const std::string& endpoint) { return make_zmq_sink(endpoint, policy, secret); }};
+    return {policy, [policy, secret = at.secret, channel = at.cfg.weightsync.channel](const std::string& endpoint) {
+              return make_process_sink(channel, endpoint, policy, secret);
+            }};
   }
   const rank_models policy = make_rollout_part(at.cfg, model, *at.ranks, at.where);
   const auto fetcher = std::make_shared<rank_fetcher>(*at.ranks, policy.own, at.secret);

@@ -35,6 +35,8 @@ struct manifest {
 std::uint64_t weights_checksum(std::span<const std::byte> bytes, std::uint64_t first_word = 0);
 /// What the model's process holds, parts that another rank counts as its own (`parameter::copy`) left out.
 manifest make_manifest(causal_lm& model, weights_version version);
+/// The same for a later version: of the tensors that are not trainable the checksums stay.
+void update_manifest(manifest& m, causal_lm& model, weights_version version);
 std::string pack_manifest(const manifest& m);
 /// Sizes are checked against shapes and dtypes. Throws errc::bad_input.
 manifest unpack_manifest(std::string_view bytes);
@@ -61,7 +63,8 @@ class weights_sink {
 public:
   virtual ~weights_sink() = default;
   /// Brings the model to `version`, waiting for the source to publish it: all tensors the first time, later the trainable ones.
-  /// Every tensor's checksum is compared before the first value changes: after an error the model is as it was.
+  /// Every tensor's checksum is compared before the first value changes: after an error the model is as it was. (Over NCCL values are
+  /// compared where they are to be: after an error the model is of no version until a later fetch succeeds.)
   /// Throws errc::timeout (naming endpoint and tensor), errc::bad_input (checksum, or a manifest that is not this model's, naming
   /// the tensor), errc::peer_lost (the source is gone, or has moved on to a later version).
   virtual sync_result fetch(weights_version version, std::chrono::milliseconds deadline) = 0;
@@ -79,5 +82,24 @@ std::unique_ptr<weights_source> make_zmq_source(std::shared_ptr<causal_lm> model
 /// endpoint: the source's, or those of several with commas between, which hold parts of the model. The sink's model may hold parts
 /// too, cut otherwise: what it needs of each source's tensors is brought, and no whole tensor is put together.
 std::unique_ptr<weights_sink> make_zmq_sink(const std::string& endpoint, std::shared_ptr<causal_lm> model, const std::string& secret);
+
+/// Processes with a GPU each, or parts of one: NCCL, from `parameter::device_value` to `device_value`, the host's copies left as they are.
+/// Sinks that ask for a version at about the same time get it by one broadcast. Whole tensors, cut alike on both sides.
+/// The endpoint serves sinks of make_zmq_sink too. Throws errc::unsupported where this program is built without CUDA.
+struct nccl_limits {
+  std::chrono::milliseconds transfer{60000}; // for all to join, and for a wait within: longer is slower than any link
+  std::chrono::milliseconds window{200};     // for the other sinks that lack the version to ask for it too
+};
+std::unique_ptr<weights_source> make_nccl_source(std::shared_ptr<causal_lm> model, const std::string& host, const std::string& secret,
+                                                 const nccl_limits& limits = {});
+std::unique_ptr<weights_sink> make_nccl_sink(const std::string& endpoint, std::shared_ptr<causal_lm> model, const std::string& secret);
+bool has_nccl();
+
+/// Between processes, by weightsync.channel: "auto" is NCCL where the models of both ends are on GPUs that it reaches, else ZeroMQ.
+/// Throws errc::unsupported when "nccl" is asked for and cannot be.
+std::unique_ptr<weights_source> make_process_source(const std::string& channel, std::shared_ptr<causal_lm> model, const std::string& host,
+                                                    const std::string& secret);
+std::unique_ptr<weights_sink> make_process_sink(const std::string& channel, const std::string& endpoint, std::shared_ptr<causal_lm> model,
+                                                const std::string& secret);
 
 } // namespace troupe

@@ -1,6 +1,7 @@
 #include "core/binary.hpp"
 #include "core/error.hpp"
 #include "weightsync/channel.hpp"
+#include "weightsync/device.hpp"
 #include <algorithm>
 #include <limits>
 
@@ -81,13 +82,57 @@ std::uint64_t weights_checksum(std::span<const std::byte> bytes, std::uint64_t f
   return sum;
 }
 
-manifest make_manifest(causal_lm& model, weights_version version) {
-  manifest m{version, {}};
+namespace {
+
+/// Of the values where the forward pass reads them: on the GPU, if the model is there.
+std::vector<std::uint64_t> checksums_of(std::span<const parameter* const> parameters) {
+  std::vector<std::uint64_t> sums;
+  std::vector<device_bytes> on_device;
+  for (const parameter* p : parameters)
+    if (p->device_value)
+      on_device.push_back({p->device_value, p->value.size()});
+    else
+      sums.push_back(weights_checksum(p->value));
+  if (!on_device.empty() && !sums.empty())
+    throw error(errc::unsupported, "weights: some of the model's tensors are on a GPU and some are not");
+  return on_device.empty() ? sums : device_checksums(on_device);
+}
+
+std::vector<const parameter*> own_parameters(causal_lm& model) {
+  std::vector<const parameter*> own;
   for (const parameter& p : model.parameters())
     if (!p.copy)
-      m.entries.push_back({p.name, model.compute_type(), p.shape, p.value.size(), p.trainable, weights_checksum(p.value), p.global_shape,
-                           std::uint8_t(p.dim), p.begin});
+      own.push_back(&p);
+  return own;
+}
+
+} // namespace
+
+manifest make_manifest(causal_lm& model, weights_version version) {
+  const auto own = own_parameters(model);
+  const auto sums = checksums_of(own);
+  manifest m{version, {}};
+  for (std::size_t i = 0; i < own.size(); ++i) {
+    const parameter& p = *own[i];
+    m.entries.push_back(
+        {p.name, model.compute_type(), p.shape, p.value.size(), p.trainable, sums[i], p.global_shape, std::uint8_t(p.dim), p.begin});
+  }
   return m;
+}
+
+void update_manifest(manifest& m, causal_lm& model, weights_version version) {
+  std::vector<const parameter*> changed;
+  std::vector<manifest_entry*> entries;
+  const auto own = own_parameters(model);
+  for (std::size_t i = 0; i < own.size(); ++i)
+    if (own[i]->trainable) {
+      changed.push_back(own[i]);
+      entries.push_back(&m.entries.at(i));
+    }
+  const auto sums = checksums_of(changed);
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    entries[i]->checksum = sums[i];
+  m.version = version;
 }
 
 std::string pack_manifest(const manifest& m) {

@@ -1,7 +1,10 @@
 #include "experience/test_util.hpp"
 #include "weightsync/channel.hpp"
+#include "weightsync/nccl_protocol.hpp"
+#include "weightsync/test_support.hpp"
 #include <csignal>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <rapidcheck/gtest.h>
 #include <sys/wait.h>
@@ -11,56 +14,6 @@ namespace troupe {
 namespace {
 
 using namespace std::chrono_literals;
-
-/// Parameters and nothing else: what weight sync needs of a model.
-class fake_model final : public causal_lm {
-public:
-  struct spec {
-    std::string name;
-    std::vector<std::int64_t> shape;
-    bool trainable;
-  };
-  fake_model(const std::vector<spec>& specs, dtype type, unsigned fill) : type_(type) {
-    std::mt19937_64 random(fill);
-    for (const spec& s : specs) {
-      parameter p{s.name, s.shape, s.trainable, {}, {}, {}};
-      storage_.emplace_back(p.numel() * size_of(type));
-      for (std::byte& b : storage_.back())
-        b = fill == 0 ? std::byte{0} : std::byte(random());
-      parameters_.push_back(std::move(p));
-    }
-    for (std::size_t i = 0; i < storage_.size(); ++i)
-      parameters_[i].value = storage_[i];
-  }
-  std::span<parameter> parameters() override { return parameters_; }
-  dtype compute_type() const override { return type_; }
-  void publish_values(std::span<const std::size_t> indices) override { published.assign(indices.begin(), indices.end()); }
-  std::vector<std::vector<std::byte>>& storage() { return storage_; }
-  std::vector<std::size_t> published;
-
-  const model_config& config() const override { throw std::logic_error("not of a fake"); }
-  void publish_masters() override { throw std::logic_error("not of a fake"); }
-  std::unique_ptr<kv_cache> make_cache(std::int32_t) override { throw std::logic_error("not of a fake"); }
-  std::size_t cache_block_bytes() const override { throw std::logic_error("not of a fake"); }
-  void forward(const token_batch&, kv_cache&, std::span<const std::int32_t>, float*) override { throw std::logic_error("not of a fake"); }
-  target_values score(const packed_batch&, float, bool, std::unique_ptr<tape>*) override { throw std::logic_error("not of a fake"); }
-  void backward(tape&, std::span<const float>, std::span<const float>) override { throw std::logic_error("not of a fake"); }
-  void zero_grads() override { throw std::logic_error("not of a fake"); }
-  float logprob(const float*, std::int32_t, float) const override { throw std::logic_error("not of a fake"); }
-
-private:
-  dtype type_;
-  std::vector<std::vector<std::byte>> storage_;
-  std::vector<parameter> parameters_;
-};
-
-// Sizes around a chunk of 1 MiB, a tail that is no whole word, and an empty tensor.
-const std::vector<fake_model::spec> specs = {
-    {"embed", {1024, 1024}, true}, {"odd", {7, 3}, true}, {"frozen", {33}, false}, {"empty", {0, 4}, true}, {"large", {3, 600000}, true}};
-
-std::shared_ptr<fake_model> model(unsigned fill, const std::vector<fake_model::spec>& s = specs, dtype type = dtype::bf16) {
-  return std::make_shared<fake_model>(s, type, fill);
-}
 
 std::vector<std::byte> random_bytes(std::size_t n) {
   std::vector<std::byte> bytes(n);
@@ -138,6 +91,65 @@ TEST(manifest, mutations_are_refused_or_parse) {
       ASSERT_EQ(int(e.code()), int(errc::bad_input));
     }
   }
+}
+
+TEST(nccl_protocol, messages_come_back_and_mutations_are_refused_or_parse) {
+  nccl_invitation invitation{7, true, {}, 2, 3, true, pack_manifest(make_manifest(*model(1), {2, 7}))};
+  std::iota(invitation.id.begin(), invitation.id.end(), char(1));
+  const std::vector<std::string> messages = {pack(nccl_has{}), pack(nccl_has{weights_version{1, 2}}), pack(invitation),
+                                             pack(nccl_ended{9, true, "gone"})};
+  const auto repacked = [](std::string_view message) {
+    byte_reader in(message.substr(1), "weights message");
+    switch (nccl_message(message[0])) {
+    case nccl_message::version:
+      return pack(unpack_has(in));
+    case nccl_message::invitation:
+      return pack(unpack_invitation(in));
+    default:
+      return pack(unpack_ended(in));
+    }
+  };
+  std::mt19937_64 random(5);
+  for (const std::string& message : messages) {
+    EXPECT_EQ(repacked(message), message);
+    for (int i = 0; i < 5000; ++i) {
+      std::string bytes = message.substr(0, i % 2 ? message.size() : 1 + random() % message.size());
+      bytes[1 + random() % bytes.size() % (bytes.size() - (bytes.size() > 1))] = char(random());
+      try {
+        repacked(bytes);
+      } catch (const error& e) {
+        ASSERT_EQ(int(e.code()), int(errc::bad_input));
+      }
+    }
+  }
+  const nccl_join join{0x123456789abcdef0u, {3, 4}, 5, true};
+  ASSERT_EQ(pack(join).size(), nccl_join_bytes);
+  EXPECT_EQ(pack(unpack_join(pack(join))), pack(join));
+  expect_error(errc::bad_input, {"rank 3 of 3"}, [&] {
+    invitation.rank = 3;
+    repacked(pack(invitation));
+  });
+  EXPECT_EQ(nccl_endpoint::parse("nccl:a;b;c")->text(), "nccl:a;b;c");
+  EXPECT_FALSE(nccl_endpoint::parse("nccl:a;b"));
+  EXPECT_FALSE(nccl_endpoint::parse("tcp://127.0.0.1:1,tcp://127.0.0.1:2"));
+}
+
+TEST(process_channel, models_that_are_on_no_gpu_take_zmq_and_refuse_nccl) {
+  for (const std::string channel : {"auto", "zmq"}) {
+    const auto from = model(1), to = model(0);
+    const auto source = make_process_source(channel, from, "127.0.0.1", "secret");
+    EXPECT_TRUE(source->endpoint().starts_with("tcp://")) << source->endpoint();
+    source->publish({0, 1});
+    make_process_sink(channel, source->endpoint(), to, "secret")->fetch({0, 1}, 20s);
+    EXPECT_EQ(to->storage(), from->storage());
+    // What offers NCCL serves a sink without a GPU over ZeroMQ.
+    const auto other = model(0);
+    make_process_sink(channel, nccl_endpoint{"tcp://127.0.0.1:9", source->endpoint(), "0000:1b:00.0"}.text(), other, "secret")
+        ->fetch({0, 1}, 20s);
+    EXPECT_EQ(other->storage(), from->storage());
+  }
+  expect_error(errc::unsupported, {"nccl", "not on a GPU"}, [] { make_process_source("nccl", model(1), "127.0.0.1", "secret"); });
+  expect_error(errc::unsupported, {"nccl", "not on a GPU"}, [] { make_process_sink("nccl", "nccl:a;b;c", model(1), "secret"); });
 }
 
 TEST(shared_channel, version_is_checked_and_nothing_copied) {

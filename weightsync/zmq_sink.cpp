@@ -1,6 +1,7 @@
 #include "core/error.hpp"
 #include "core/zmq_util.hpp"
 #include "weightsync/channel.hpp"
+#include "weightsync/connection.hpp"
 #include "weightsync/version_text.hpp"
 #include "weightsync/zmq_protocol.hpp"
 #include <algorithm>
@@ -17,39 +18,25 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-constexpr std::size_t window = 8;                  // chunks asked for and not yet here
-constexpr std::int64_t max_reply_bytes = 64 << 20; // a manifest of 400,000 tensors
+constexpr std::size_t window = 8; // chunks asked for and not yet here
 
-/// One connection for one fetch: whatever an earlier one left under way ended with it.
+/// A fetch's questions to one source and its answers, in order.
 class session {
 public:
-  session(std::string endpoint, const std::string& secret, weights_version version, milliseconds deadline)
-      : endpoint_(std::move(endpoint)), secret_(secret), version_(version), deadline_(deadline), end_(steady_clock::now() + deadline),
-        context_(1), socket_(context_, zmq::socket_type::dealer), events_(context_, zmq::socket_type::pair) {
-    socket_.set(zmq::sockopt::maxmsgsize, max_reply_bytes);
-    socket_.set(zmq::sockopt::linger, 0);
-    events_.set(zmq::sockopt::linger, 0);
-    constexpr const char* address = "inproc://fetch-events";
-    if (zmq_socket_monitor(socket_.handle(), address, ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CONNECT_RETRIED) != 0)
-      throw error(errc::io, std::string("watching a connection: ") + zmq_strerror(zmq_errno()));
-    events_.connect(address);
-    connect_to(socket_, endpoint_);
-  }
-  ~session() { zmq_socket_monitor(socket_.handle(), nullptr, 0); }
-  session(const session&) = delete;
-  session& operator=(const session&) = delete;
+  session(const std::string& endpoint, const std::string& secret, weights_version version, milliseconds deadline)
+      : secret_(secret), version_(version), link_(endpoint, version, deadline) {}
 
   void ask(std::uint32_t entry, std::uint64_t offset) {
-    send_frame(socket_, secret_, true);
-    send_frame(socket_, pack(chunk_request{version_, entry, offset}), false);
+    send_frame(link_.socket(), secret_, true);
+    send_frame(link_.socket(), pack(chunk_request{version_, entry, offset}), false);
   }
 
   /// The bytes of the oldest question. Empty: the source has another version, which `has` names. what: for messages.
   std::optional<zmq::message_t> hear(std::uint32_t entry, std::uint64_t offset, const std::string& what,
                                      std::optional<weights_version>& has) {
     std::array<zmq::message_t, 2> frames;
-    wait(what);
-    if (!receive_frames(socket_, frames) || frames[0].size() != chunk_reply_bytes)
+    link_.wait(what);
+    if (!receive_frames(link_.socket(), frames) || frames[0].size() != chunk_reply_bytes)
       fail(errc::bad_input, "an answer of another form came for " + what);
     const chunk_reply reply = unpack_reply(view(frames[0]));
     if (reply.entry != entry || reply.offset != offset)
@@ -62,36 +49,13 @@ public:
     return std::move(frames[1]);
   }
 
-  [[noreturn]] void fail(errc code, const std::string& reason) const {
-    throw error(code, text_of(version_) + " from " + endpoint_ + ": " + reason);
-  }
+  [[noreturn]] void fail(errc code, const std::string& reason) const { link_.fail(code, reason); }
 
 private:
-  /// Until an answer can be read.
-  void wait(const std::string& what) {
-    std::array<zmq::pollitem_t, 2> items = {zmq::pollitem_t{socket_.handle(), 0, ZMQ_POLLIN, 0},
-                                            zmq::pollitem_t{events_.handle(), 0, ZMQ_POLLIN, 0}};
-    if (!poll_until(items, end_))
-      fail(errc::timeout, std::to_string(deadline_.count()) + " ms passed while waiting for " + what);
-    if (!items[0].revents)
-      fail(errc::peer_lost, "the connection ended, or nobody listens there, while waiting for " + what);
-  }
-
-  const std::string endpoint_;
   const std::string& secret_;
   const weights_version version_;
-  const milliseconds deadline_;
-  const steady_time end_;
-  zmq::context_t context_;
-  zmq::socket_t socket_, events_;
+  source_connection link_;
 };
-
-std::string describe(std::string_view type, const std::vector<std::int64_t>& shape) {
-  std::string text = std::string(type) + " [";
-  for (std::size_t i = 0; i < shape.size(); ++i)
-    text += (i ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
 
 /// Waits for the version to be published.
 manifest fetch_manifest(session& s, weights_version version) {
@@ -164,8 +128,8 @@ struct overlap {
 /// Empty ranges too: a tensor of no elements is there all the same. Throws errc::bad_input where the two are not of one tensor.
 overlap overlap_of(const session& s, const manifest_entry& e, const parameter& p, std::size_t index, dtype type) {
   if (whole_shape(e) != whole_shape(p) || e.shape.empty() || e.type != type)
-    s.fail(errc::bad_input, "tensor " + e.name + " is " + describe(name_of(e.type), whole_shape(e)) + " there and " +
-                                describe(name_of(type), whole_shape(p)) + " here");
+    s.fail(errc::bad_input,
+           "tensor " + e.name + " is " + describe(e.type, whole_shape(e)) + " there and " + describe(type, whole_shape(p)) + " here");
   overlap o{index, e.shape != whole_shape(e) ? e.dim : std::size_t(p.dim), 0, 0};
   if (e.shape != whole_shape(e) && p.shape != whole_shape(p) && std::size_t(p.dim) != o.dim)
     s.fail(errc::bad_input,

@@ -31,21 +31,17 @@ public:
   std::string endpoint() const override { return endpoint_; }
 
   void publish(weights_version version) override {
-    std::vector<const parameter*> parameters; // of the entries
-    for (const parameter& p : model_->parameters())
-      if (!p.copy)
-        parameters.push_back(&p);
-    manifest next = manifest_.entries.empty() ? make_manifest(*model_, version) : manifest_;
-    next.version = version;
-    if (!manifest_.entries.empty())
-      for (std::size_t i = 0; i < parameters.size(); ++i)
-        if (parameters[i]->trainable) // the others are what they were
-          next.entries[i].checksum = weights_checksum(parameters[i]->value);
+    manifest next = manifest_;
+    if (next.entries.empty())
+      next = make_manifest(*model_, version);
+    else
+      update_manifest(next, *model_, version);
     std::string packed = pack_manifest(next);
     const std::lock_guard lock(mutex_);
     values_.clear();
-    for (const parameter* p : parameters)
-      values_.push_back(p->value);
+    for (const parameter& p : model_->parameters())
+      if (!p.copy)
+        values_.push_back(p.value);
     manifest_ = std::move(next);
     packed_manifest_ = std::move(packed);
     published_ = version;

@@ -28,6 +28,8 @@ public:
   virtual void barrier(std::string_view what) = 0;
   /// Every wait of every rank of the world, under way or later, throws errc::peer_lost with `reason`. The first reason stays.
   virtual void abort(const std::string& reason) = 0;
+  /// Waits for nothing. Throws errc::peer_lost after an abort, this rank's or another's that has been heard of.
+  virtual void check() = 0;
 };
 
 using communicator_deadline = std::chrono::milliseconds;

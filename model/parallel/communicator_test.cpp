@@ -186,6 +186,34 @@ TEST_P(Communicator, AbortWakesEveryoneWithTheReason) {
   EXPECT_THROW(world.ranks[2]->barrier("later"), error);
 }
 
+TEST_P(Communicator, ACheckHearsOfAnAbortAndTakesNoMessageAway) {
+  test_world world(GetParam(), 2);
+  expect_no_errors(run_ranks(2, [&](int r) {
+    communicator& c = *world.ranks[std::size_t(r)];
+    const std::int32_t mine = 7 + r;
+    std::int32_t theirs = 0;
+    c.send(&mine, sizeof mine, 1 - r, "a message");
+    for (int i = 0; i < 100; ++i)
+      c.check();
+    c.recv(&theirs, sizeof theirs, 1 - r, "a message");
+    EXPECT_EQ(theirs, 8 - r);
+  }));
+  world.ranks[1]->abort("the user stopped it");
+  const auto hears = [&](int r) {
+    try {
+      world.ranks[std::size_t(r)]->check();
+    } catch (const error& e) {
+      return std::string(e.what()) == "the user stopped it" && e.code() == errc::peer_lost;
+    }
+    return false;
+  };
+  EXPECT_TRUE(hears(1));
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!hears(0) && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_TRUE(hears(0));
+}
+
 TEST_P(Communicator, RanksOutsideTheGroupAreRefused) {
   test_world world(GetParam(), 2);
   char data[4] = {};

@@ -136,6 +136,10 @@ public:
     const std::lock_guard lock(world_->mutex);
     world_->abort(reason);
   }
+  void check() override {
+    const std::lock_guard lock(world_->mutex);
+    check_alive();
+  }
 
 private:
   static void put(void* to, int part, const void* from, std::size_t bytes) {

@@ -185,6 +185,13 @@ public:
       pull(call_kind::barrier, nullptr, 0, (rank_ + size() - i) % size(), what);
   }
   void abort(const std::string& reason) override { world_->abort(reason, true); }
+  void check() override {
+    zmq_world_state& w = *world_;
+    std::array<zmq::pollitem_t, 1> inbox = {zmq::pollitem_t{w.inbox.handle(), 0, ZMQ_POLLIN, 0}};
+    while (poll_until(inbox, steady_clock::now()))
+      w.read_one();
+    w.check_alive();
+  }
 
 private:
   // `from` may be `to`; a part of no bytes may be nowhere.

@@ -14,6 +14,20 @@ int device_count() {
 
 void set_device(int device) { check(cudaSetDevice(device), ("taking GPU " + std::to_string(device)).c_str()); }
 
+int device_of(const void* data) {
+  cudaPointerAttributes found = {};
+  check(cudaPointerGetAttributes(&found, data), "asking where memory is");
+  if (found.type != cudaMemoryTypeDevice)
+    throw error(errc::failed, "asking where memory is: it is not a GPU's");
+  return found.device;
+}
+
+std::string device_name(int device) {
+  char name[32] = {};
+  check(cudaDeviceGetPCIBusId(name, sizeof name, device), "asking for a GPU's address");
+  return name;
+}
+
 memory_info device_memory() {
   memory_info info;
   check(cudaMemGetInfo(&info.free, &info.total), "asking for the GPU's free memory");
@@ -33,6 +47,7 @@ void require_memory(std::size_t n_bytes, const char* what, const char* help) {
 }
 
 void synchronize(stream where) { check(cudaStreamSynchronize(where), "waiting for the GPU"); }
+void synchronize_device() { check(cudaDeviceSynchronize(), "waiting for the GPU"); }
 
 void copy_async(void* to, const void* from, std::size_t n_bytes, stream where) {
   if (n_bytes > 0)
@@ -51,7 +66,10 @@ device_buffer::device_buffer(std::size_t n_bytes) : n_bytes_(n_bytes) {
 
 device_buffer::~device_buffer() { cudaFree(data_); }
 
-void device_buffer::upload(const void* from) { check(cudaMemcpy(data_, from, n_bytes_, cudaMemcpyHostToDevice), "copying to the GPU"); }
+void device_buffer::upload(const void* from) {
+  check(cudaMemcpy(data_, from, n_bytes_, cudaMemcpyHostToDevice), "copying to the GPU");
+  synchronize(); // a small copy from pageable memory may still be on its way
+}
 
 void device_buffer::download(void* to) const { check(cudaMemcpy(to, data_, n_bytes_, cudaMemcpyDeviceToHost), "copying from the GPU"); }
 

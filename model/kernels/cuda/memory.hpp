@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <utility>
 
 struct CUstream_st;
@@ -16,6 +17,10 @@ using stream = CUstream_st*;
 int device_count();
 /// The device that this thread's later calls mean.
 void set_device(int device);
+/// The device whose memory this is.
+int device_of(const void* data);
+/// What names a GPU in every process of this machine.
+std::string device_name(int device);
 struct memory_info {
   std::size_t free = 0, total = 0; // bytes
 };
@@ -24,6 +29,8 @@ memory_info device_memory();
 
 /// Waits for everything on the stream. Throws errc::failed with CUDA's reason.
 void synchronize(stream where = nullptr);
+/// Waits for everything on the current device.
+void synchronize_device();
 
 /// Queues a copy of n_bytes between any two of host and device memory; the host's is pinned where the call is not to wait.
 void copy_async(void* to, const void* from, std::size_t n_bytes, stream where);
