@@ -71,11 +71,26 @@ float* cuda_lm::backward_head(cuda_tape& t, std::span<const float> d_logprob, st
     head(x, count, logits);
     softmax_backward(compute_type(), logits, count, vocab, t.temperature, t.stats + at, begin + at, ids, d_lp, d_ent ? d_ent + at : nullptr,
                      d_logits, stream_.get());
+    const void* own = own_columns(d_logits, count);
     if (matrix_.grad)
-      matmul_.backward_weight(compute_type(), d_logits, x, count, vocab, h, matrix_.grad, stream_.get());
-    matmul_.backward_input(compute_type(), d_logits, matrix_.value, count, vocab, h, d_normalised + at * h, stream_.get());
+      matmul_.backward_weight(compute_type(), own, x, count, matrix_.rows, h, matrix_.grad, stream_.get());
+    matmul_.backward_input(compute_type(), own, matrix_.value, count, matrix_.rows, h, d_normalised + at * h, stream_.get());
   }
+  tp_.sum(dtype::f32, d_normalised, n_rows * h, work_[0], stream_.get(), "the gradient of the head's input");
   return head_norm_backward(t, d_normalised);
+}
+
+// This rank's columns of d_logits [n_rows, vocab], contiguous; the array itself where one rank has all.
+const void* cuda_lm::own_columns(const void* d_logits, std::int64_t n_rows) {
+  if (widths_.empty())
+    return d_logits;
+  const std::size_t size = size_of(compute_type()), width = std::size_t(matrix_.rows) * size;
+  const auto begin = std::size_t(layout_.back().tied ? own_ids().begin : weights_.begin("lm_head.weight")) * size;
+  work_[0].reset();
+  void* own = work_[0].take(std::size_t(n_rows) * width);
+  copy_rows_async(own, width, static_cast<const std::byte*>(d_logits) + begin, std::size_t(cfg_.vocab_size) * size, width,
+                  std::size_t(n_rows), stream_.get());
+  return own;
 }
 
 float* cuda_lm::backward_output_head(cuda_tape& t, std::span<const float> d_outputs) {
@@ -135,7 +150,7 @@ attention_gradient_plan cuda_lm::gradient_plan(cuda_tape& t) {
 void cuda_lm::backward_blocks(cuda_tape& t, float* d_hidden) {
   const attention_gradient_plan plan = gradient_plan(t);
   bool moved = false;
-  device_pass p{matmul_, stream_.get(), compute_type(), *t.memory, &work_[0], t.tokens, nullptr, nullptr, &plan};
+  device_pass p{matmul_, tp_, stream_.get(), compute_type(), *t.memory, &work_[0], t.tokens, nullptr, nullptr, &plan};
   for (std::size_t i = blocks_.size(); i-- > std::max<std::size_t>(lowest_, 1);) {
     const device_block& b = blocks_[i];
     work_[0].reset(); // a block's intermediates end with it
@@ -157,8 +172,10 @@ void cuda_lm::embedding_backward(cuda_tape& t, const float* d_hidden) {
   if (!table.grad || !t.batch.tokens.embeds.empty())
     return;
   std::map<std::int32_t, std::vector<std::int32_t>> rows;
+  const id_range own = own_ids();
   for (std::size_t r = 0; r < t.batch.tokens.ids.size(); ++r)
-    rows[t.batch.tokens.ids[r]].push_back(std::int32_t(r));
+    if (const auto id = t.batch.tokens.ids[r]; id >= own.begin && id < own.end)
+      rows[std::int32_t(id - own.begin)].push_back(std::int32_t(r));
   std::vector<std::int32_t> ids, begin{0}, order;
   for (const auto& [id, of] : rows) {
     ids.push_back(id);

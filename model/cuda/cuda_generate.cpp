@@ -60,7 +60,7 @@ struct cuda_lm::bucket_graph {
 bool cuda_lm::is_decoding(const token_batch& batch, std::span<const std::int32_t> logit_rows) const {
   const std::size_t n = batch.ids.size();
   return batch.copies.empty() && batch.embeds.empty() && batch.segments.size() == n && logit_rows.size() == n &&
-         std::int64_t(n) <= most_captured_rows;
+         std::int64_t(n) <= most_captured_rows && tp_.size() == 1;
 }
 
 // Memory of the draws, on the device and pinned; the same as long as it suffices.
@@ -143,7 +143,7 @@ void cuda_lm::forward_draw(const token_batch& batch, kv_cache& cache, std::span<
   if (decoding)
     bounds = {bucket_rows(std::int64_t(batch.ids.size())),
               std::int32_t(std::max<std::uint32_t>(256, std::bit_ceil(std::uint32_t(last + 1))))};
-  const device_batch tokens = upload_.put(batch, logit_rows, bounds, stream_.get());
+  const device_batch tokens = upload_.put(batch, logit_rows, bounds, own_ids(), stream_.get());
   moved_ = moved_ || upload_.moved();
   draw_buffers d = place_draws(draws, decoding ? bounds.rows : std::int64_t(draws.size()), logprob_temperature);
   if (decoding) {
@@ -152,6 +152,8 @@ void cuda_lm::forward_draw(const token_batch& batch, kv_cache& cache, std::span<
     eager_.reset();
     launch(d, tokens, embeddings(batch, eager_), last, eager_, blocks);
   }
+  if (tp_.size() > 1)
+    wait("a pass of generation");
   auto* host = static_cast<cuda::drawn_token*>(host_drawn_.data());
   if (!draws.empty())
     copy_async(host, d.drawn, draws.size() * sizeof *host, stream_.get());

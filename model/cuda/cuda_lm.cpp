@@ -11,12 +11,19 @@ namespace cuda {
 
 namespace {
 
+device_tp make_tp(const model_options& options) {
+  if (!options.parallel || options.parallel->ranks.shape.tp == 1)
+    return {};
+  return device_tp(make_nccl_communicator(options.parallel->ranks.tp, "gpu tp"));
+}
+
 constexpr std::int64_t head_chunk_bytes = std::int64_t{512} << 20; // of logits that exist at once while scoring
 
 } // namespace
 
 cuda_lm::cuda_lm(model_config cfg, const model_options& options, compute& where)
-    : cfg_(std::move(cfg)), options_(options), where_(where), layout_(layout_of(cfg_)), weights_(layout_, options.compute_type, options) {
+    : cfg_(std::move(cfg)), options_(options), where_(where), tp_(make_tp(options)), layout_(layout_of(cfg_)),
+      weights_(layout_, options.compute_type, options, tp_.rank(), tp_.size()) {
   std::shared_ptr<device_rope> rope;
   for (std::size_t i = 0; i + 1 < layout_.size(); ++i) {
     const block_spec& spec = layout_[i];
@@ -24,7 +31,7 @@ cuda_lm::cuda_lm(model_config cfg, const model_options& options, compute& where)
       rope = nullptr; // the second half has its own
     else if (spec.kind == block_kind::decoder && !rope)
       rope = std::make_shared<device_rope>(spec.layer.rope, spec.layer.head_dim);
-    blocks_.emplace_back(spec, weights_, rope);
+    blocks_.emplace_back(spec, weights_, rope, tp_.size());
   }
   const block_spec& head = layout_.back();
   norm_ = weights_.find(head, {"model.norm.weight"});
@@ -32,6 +39,11 @@ cuda_lm::cuda_lm(model_config cfg, const model_options& options, compute& where)
                 ? (head.tied ? weights_.find(layout_.front(), {"weight"}) : weights_.find(head, {"lm_head.weight"}))
                 : weights_.find(head, {"score.weight"});
   bias_ = weights_.find(head, {"score.bias"});
+  if (tp_.size() > 1 && head.kind == block_kind::lm_head)
+    for (int r = 0; r < tp_.size(); ++r) {
+      const shard_range part = shard_of(head.tied ? layout_.front().tensors[0] : head.tensors[1], r, tp_.size());
+      widths_.push_back(part.end - part.begin);
+    }
   lowest_ = blocks_.size();
   for (std::size_t i = blocks_.size(); i-- > 0;)
     if (blocks_[i].trained())
@@ -123,7 +135,7 @@ residual cuda_lm::embeddings(const token_batch& batch, arena& memory) {
 
 residual cuda_lm::run_blocks(const device_batch& tokens, residual x, std::int32_t last_position, arena& memory, device_cache* cache,
                              std::vector<saved_layer>* save) {
-  device_pass p{matmul_, stream_.get(), compute_type(), memory, nullptr, tokens, nullptr, scratch_for(tokens.plan)};
+  device_pass p{matmul_, tp_, stream_.get(), compute_type(), memory, nullptr, tokens, nullptr, scratch_for(tokens.plan)};
   void* shared = nullptr; // one layer's blocks, where nothing reads them later
   std::size_t layer = 0, shared_bytes = 0;
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
@@ -158,12 +170,22 @@ void* cuda_lm::normalise(const residual& x, const std::int32_t* rows, std::int64
   return norm;
 }
 
+// out [n_rows, columns of the whole head] f32, on every rank.
 void cuda_lm::head(const void* normalised, std::int64_t n_rows, float* out) {
-  const std::int64_t h = layout_.back().in, columns = layout_.back().out;
-  if (matrix_.value)
-    matmul_.forward(compute_type(), normalised, matrix_.value, nullptr, n_rows, columns, h, out, dtype::f32, stream_.get());
-  else
-    widen(compute_type(), normalised, n_rows * h, out, stream_.get());
+  const std::int64_t h = layout_.back().in;
+  if (!matrix_.value)
+    return widen(compute_type(), normalised, n_rows * h, out, stream_.get());
+  if (widths_.empty())
+    return matmul_.forward(compute_type(), normalised, matrix_.value, nullptr, n_rows, matrix_.rows, h, out, dtype::f32, stream_.get());
+  work_[0].reset();
+  auto* own = work_[0].take_array<float>(std::size_t(n_rows * widths_[0])); // the first is the widest
+  matmul_.forward(compute_type(), normalised, matrix_.value, nullptr, n_rows, matrix_.rows, h, own, dtype::f32, stream_.get());
+  tp_.gather_columns(own, n_rows, widths_, out, work_[0], stream_.get(), "logits");
+}
+
+id_range cuda_lm::own_ids() const {
+  const std::int64_t begin = weights_.begin(layout_.front().prefix + "weight");
+  return {begin, begin + weights_.find(layout_.front(), {"weight"}).rows};
 }
 
 void cuda_lm::forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) {
@@ -186,7 +208,7 @@ std::unique_ptr<cuda_tape> cuda_lm::run_scored(const packed_batch& batch, bool s
   t->rows.erase(std::unique(t->rows.begin(), t->rows.end()), t->rows.end());
   for (const auto r : batch.target_rows)
     t->of.push_back(std::int32_t(std::lower_bound(t->rows.begin(), t->rows.end(), r) - t->rows.begin()));
-  t->tokens = t->upload.put(batch.tokens, t->rows, {}, stream_.get());
+  t->tokens = t->upload.put(batch.tokens, t->rows, {}, own_ids(), stream_.get());
   cacheless_blocks_ = batch.tokens.n_blocks;
   t->last_position = *std::max_element(batch.tokens.positions.begin(), batch.tokens.positions.end());
   const residual x =
@@ -252,6 +274,7 @@ void cuda_lm::score_head(cuda_tape& t, bool moment, target_values& values) {
                 stream_.get());
     at = end;
   }
+  wait("log-probabilities");
   std::vector<float> sorted(n);
   copy_async(sorted.data(), logprobs, n * sizeof(float), stream_.get());
   synchronize(stream_.get());
@@ -266,6 +289,7 @@ std::vector<float> cuda_lm::outputs(const packed_batch& batch, std::unique_ptr<t
   std::vector<float> rows(t->rows.size() * columns);
   auto* all = t->memory->take_array<float>(rows.size());
   head(t->normalised, t->n_rows(), all);
+  wait("outputs");
   copy_async(rows.data(), all, rows.size() * sizeof(float), stream_.get());
   synchronize(stream_.get());
   const float bias = bias_.value ? host_bias() : 0.0f;
@@ -303,10 +327,10 @@ float cuda_lm::logprob(const float* logits, std::int32_t id, float temperature) 
 } // namespace cuda
 
 std::shared_ptr<causal_lm> make_cuda_model(const model_config& cfg, const model_options& options, compute& where) {
-  if (options.parallel && options.parallel->ranks.shape.tp * options.parallel->ranks.shape.pp > 1)
-    throw error{errc::unsupported,
-                "device cuda: a model shared by several ranks runs on the CPU in this version; use tensor_parallel_size = 1 "
-                "and pipeline_parallel_size = 1"};
+  if (options.parallel && options.parallel->ranks.shape.pp > 1)
+    throw error{errc::unsupported, "device cuda: pipeline stages run on the CPU in this version; use pipeline_parallel_size = 1"};
+  if (options.parallel && options.parallel->place)
+    throw error{errc::unsupported, "device cuda: ranks that share a model on GPUs are processes; use placement.processes = true"};
   if (where.gpu() >= cuda::device_count())
     throw error{errc::bad_usage, "device cuda:" + std::to_string(where.gpu()) + ": this machine has " +
                                      std::to_string(cuda::device_count()) +

@@ -40,7 +40,8 @@ struct cuda_tape final : tape {
   std::int64_t n_rows() const { return std::int64_t(rows.size()); }
 };
 
-/// A causal language model on one GPU. One thread; one stream.
+/// A causal language model on one GPU, or a tensor-parallel rank's part of it: then every call is made by all ranks alike, and gives all of
+/// them the same values. One thread; one stream.
 class cuda_lm final : public causal_lm {
 public:
   cuda_lm(model_config cfg, const model_options& options, compute& where);
@@ -85,6 +86,9 @@ private:
                       std::vector<saved_layer>* save);
   void* normalise(const residual& x, const std::int32_t* rows, std::int64_t n_rows, arena& memory, void** gathered);
   void head(const void* normalised, std::int64_t n_rows, float* out);
+  const void* own_columns(const void* d_logits, std::int64_t n_rows);
+  id_range own_ids() const;
+  void wait(const char* what) const { tp_.wait(stream_.get(), what); }
   std::int64_t chunk_rows() const;
   std::unique_ptr<cuda_tape> run_scored(const packed_batch& batch, bool save);
   void score_head(cuda_tape& t, bool moment, target_values& values);
@@ -108,11 +112,13 @@ private:
   model_options options_;
   compute& where_;
   stream_owner stream_;
+  device_tp tp_;
   std::vector<block_spec> layout_;
   device_weights weights_;
   std::vector<device_block> blocks_; // all but the head
   stacked norm_, matrix_, bias_;
-  std::size_t lowest_ = 0; // first block that a gradient reaches; blocks_.size(): none
+  std::vector<std::int64_t> widths_; // columns of the head on each rank, where they share it; else empty
+  std::size_t lowest_ = 0;           // first block that a gradient reaches; blocks_.size(): none
   matmul matmul_;
   device_buffer scratch_;
   bool moved_ = false; // device memory that a captured graph names was replaced

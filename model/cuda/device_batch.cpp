@@ -27,7 +27,8 @@ std::int32_t slot(const segment& s, std::int32_t position) {
 
 } // namespace
 
-device_batch batch_upload::put(const token_batch& batch, std::span<const std::int32_t> head_rows, const pass_bounds& bounds, stream where) {
+device_batch batch_upload::put(const token_batch& batch, std::span<const std::int32_t> head_rows, const pass_bounds& bounds,
+                               const id_range& own, stream where) {
   device_batch d;
   const auto n = std::max<std::size_t>(batch.ids.size(), std::size_t(bounds.rows));
   const auto n_segments = bounds.rows > 0 ? std::size_t(bounds.rows) : batch.segments.size();
@@ -61,8 +62,12 @@ device_batch batch_upload::put(const token_batch& batch, std::span<const std::in
   for (std::size_t s = 0; s < batch.segments.size(); ++s)
     std::copy(batch.segments[s].blocks.begin(), batch.segments[s].blocks.begin() + (n_keys[s] + kv_block_tokens - 1) / kv_block_tokens,
               blocks.begin() + std::ptrdiff_t(s) * max_blocks);
+  std::vector<std::int32_t> own_ids = batch.ids;
+  for (auto& id : own_ids)
+    id = id >= own.begin && id < own.end ? std::int32_t(id - own.begin) : -1;
   packer p;
-  const auto ids = p.put(padded(batch.ids, n, 0)), positions = p.put(padded(batch.positions, n, 0)), at = p.put(padded(slots, n, -1));
+  const auto ids = p.put(padded(std::move(own_ids), n, 0)), positions = p.put(padded(batch.positions, n, 0)),
+             at = p.put(padded(slots, n, -1));
   const auto begins = p.put(row_begin), counts = p.put(n_rows), keys = p.put(n_keys), table = p.put(blocks);
   const auto from = p.put(copy_rows), to = p.put(copy_slots);
   const auto rows = p.put(padded({head_rows.begin(), head_rows.end()}, std::size_t(bounds.rows), 0));

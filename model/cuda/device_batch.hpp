@@ -19,6 +19,11 @@ struct device_batch {
   const std::int32_t* rows = nullptr; // [n_rows] rows that the head reads
 };
 
+/// The ids whose embeddings a rank holds; the others are negative on the device.
+struct id_range {
+  std::int64_t begin = 0, end = 0;
+};
+
 /// Sizes of a pass that may be larger than the batch: what a captured graph was made for. Zeros: as the batch is.
 struct pass_bounds {
   std::int64_t rows = 0; // single-row segments, padded with segments of no key
@@ -29,7 +34,8 @@ struct pass_bounds {
 class batch_upload {
 public:
   /// Valid until the next call, which must not come before the work that reads it has ended.
-  device_batch put(const token_batch& batch, std::span<const std::int32_t> head_rows, const pass_bounds& bounds, stream where);
+  device_batch put(const token_batch& batch, std::span<const std::int32_t> head_rows, const pass_bounds& bounds, const id_range& own,
+                   stream where);
   /// The device memory moved since the last call, so that captured pointers are stale.
   bool moved() const { return moved_; }
 

@@ -10,16 +10,44 @@ void* device_pass::linear(const void* x, std::int64_t n, const stacked& w, const
   return y;
 }
 
-void device_pass::linear_backward(const void* dy, const void* x, std::int64_t n, const stacked& w, const stacked& bias) const {
-  if (w.grad)
-    products.backward_weight(type, dy, x, n, w.rows, w.columns, w.grad, where);
-  if (bias.grad)
-    bias_backward(type, dy, n, w.rows, bias.grad, where);
+void* device_pass::row_parallel(const void* x, std::int64_t n, const stacked& w, const stacked& bias, const char* what,
+                                bool lasting) const {
+  void* y = linear(x, n, w, tp.rank() == 0 ? bias : stacked{}, lasting);
+  tp.sum(type, y, n * w.rows, *work, where, what);
+  return y;
 }
 
-float* device_pass::input_gradient(const void* dy, std::int64_t n, const stacked& w) const {
+void device_pass::add_gradient(const float* part, const stacked& like, float* grad) const {
+  for (const auto& tensor : like.parts) {
+    const std::int64_t count = tensor.rows * like.columns;
+    tp.add_replicas(part, tensor.replicas, count, grad, *work, where, "gradients of a tensor that ranks share");
+    part += count, grad += count;
+  }
+}
+
+void device_pass::linear_backward(const void* dy, const void* x, std::int64_t n, const stacked& w, const stacked& bias) const {
+  // What only this rank has adds up in place; heads of keys and values that several ranks share are summed over those first. A tensor that
+  // all of them have whole has the same gradient everywhere.
+  const auto partial = [](const stacked& t) { return t.parts.size() == 3 && t.parts[1].replicas > 1; };
+  const auto form = [&](const stacked& t, auto&& into) {
+    if (!t.grad)
+      return;
+    if (!partial(t))
+      return into(t.grad);
+    float* part = empty_f32(t.rows, t.columns);
+    fill_zero(part, std::size_t(t.rows * t.columns) * sizeof(float), where);
+    into(part);
+    add_gradient(part, t, t.grad);
+  };
+  form(w, [&](float* grad) { products.backward_weight(type, dy, x, n, w.rows, w.columns, grad, where); });
+  form(bias, [&](float* grad) { bias_backward(type, dy, n, w.rows, grad, where); });
+}
+
+float* device_pass::input_gradient(const void* dy, std::int64_t n, const stacked& w, bool shared) const {
   float* dx = empty_f32(n, w.columns);
   products.backward_input(type, dy, w.value, n, w.rows, w.columns, dx, where);
+  if (shared)
+    tp.sum(dtype::f32, dx, n * w.columns, *work, where, "the gradient of hidden states");
   return dx;
 }
 
@@ -39,8 +67,9 @@ const float* device_rope::upto(std::int64_t last, bool& moved) {
   return static_cast<const float*>(memory_.data());
 }
 
-device_block::device_block(const block_spec& spec, const device_weights& weights, std::shared_ptr<device_rope> rope)
-    : spec_(spec), heads_{int(spec.layer.n_heads), int(spec.layer.n_kv_heads), int(spec.layer.head_dim), int(spec.layer.window)},
+device_block::device_block(const block_spec& spec, const device_weights& weights, std::shared_ptr<device_rope> rope, int ranks)
+    : spec_(spec), heads_{int(spec.layer.n_heads) / ranks, std::max(1, int(spec.layer.n_kv_heads) / ranks), int(spec.layer.head_dim),
+                          int(spec.layer.window)},
       rope_(std::move(rope)), trained_(weights.trained(spec)) {
   const auto find = [&](const std::vector<std::string>& suffixes) { return weights.find(spec_, suffixes); };
   const std::string attention = "self_attn.", mlp = "mlp.";
@@ -74,16 +103,17 @@ residual device_block::forward(const device_pass& p, residual x, const float* co
       return x;
     x.sum = p.empty(n, table_.columns, true);
     embed(p.type, table_.value, p.tokens.ids, n, table_.columns, x.sum, p.where);
+    p.tp.sum(p.type, x.sum, n * table_.columns, *p.work, p.where, "embeddings");
     return x;
   case block_kind::adapter: {
     if (x.delta)
       add(p.type, x.sum, x.delta, n * spec_.in, p.where);
     void* mid = p.linear(x.sum, n, linear1_, {}, save != nullptr);
     if (spec_.relu)
-      relu(p.type, mid, n * spec_.out, p.where);
+      relu(p.type, mid, n * linear1_.rows, p.where);
     if (save)
       save->input = x.sum, save->middle = mid;
-    return {p.linear(mid, n, linear2_, {}, true), nullptr};
+    return {p.row_parallel(mid, n, linear2_, {}, "the adapter", true), nullptr};
   }
   default:
     return decoder_forward(p, x, cosines, save);
@@ -115,7 +145,7 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
   void* attended = p.empty(n, heads_.n_heads * d, save != nullptr);
   float* lse = save ? p.memory.take_array<float>(std::size_t(heads_.n_heads * n)) : nullptr;
   attend(p.type, heads_, t.plan, qkv, p.layer_cache, attended, lse, p.attention_scratch, p.where);
-  void* delta = p.linear(attended, n, o_, o_bias_);
+  void* delta = p.row_parallel(attended, n, o_, o_bias_, "attention");
   add_rms_norm(p.type, delta, x.sum, post_norm_.value, eps, n, h, norm, p.where);
   if (save)
     save->middle = keep(x.sum, h), save->qkv = qkv, save->attended = attended, save->lse = lse;
@@ -125,7 +155,7 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
   silu_mul(p.type, gate_up, n, inter, act, p.where);
   if (save)
     save->gate_up = gate_up;
-  return {x.sum, p.linear(act, n, down_, down_bias_)};
+  return {x.sum, p.row_parallel(act, n, down_, down_bias_, "the MLP")};
 }
 
 } // namespace troupe::cuda

@@ -1,6 +1,7 @@
 #pragma once
 #include "model/cuda/arena.hpp"
 #include "model/cuda/device_batch.hpp"
+#include "model/cuda/device_tp.hpp"
 #include "model/cuda/device_weights.hpp"
 #include "model/kernels/cuda/attention.hpp"
 #include "model/kernels/cuda/linear.hpp"
@@ -14,6 +15,7 @@ namespace troupe::cuda {
 /// What every block of a pass needs.
 struct device_pass {
   matmul& products;
+  const device_tp& tp;
   stream where = nullptr;
   dtype type = dtype::bf16;
   arena& memory; // of what outlives the block
@@ -28,10 +30,14 @@ struct device_pass {
   float* empty_f32(std::int64_t rows, std::int64_t columns) const { return work->take_array<float>(std::size_t(rows * columns)); }
   /// y [n, rows of w] = x w^T + bias.
   void* linear(const void* x, std::int64_t n, const stacked& w, const stacked& bias, bool lasting = false) const;
+  /// y [n, rows of w] summed over the ranks, of which the first adds the bias: w's columns are shared by them.
+  void* row_parallel(const void* x, std::int64_t n, const stacked& w, const stacked& bias, const char* what, bool lasting = false) const;
+  /// grad [the same shape as `like`] += part, of which several ranks may hold the same.
+  void add_gradient(const float* part, const stacked& like, float* grad) const;
   /// The gradients of `linear`'s weights gain; dy [n, rows of w] of the compute type.
   void linear_backward(const void* dy, const void* x, std::int64_t n, const stacked& w, const stacked& bias) const;
-  /// dx [n, columns of w] f32.
-  float* input_gradient(const void* dy, std::int64_t n, const stacked& w) const;
+  /// dx [n, columns of w] f32. shared: every rank has a part of w's rows, so that the sum over ranks is wanted.
+  float* input_gradient(const void* dy, std::int64_t n, const stacked& w, bool shared) const;
   void* narrowed(const float* x, std::int64_t count) const;
 };
 
@@ -64,7 +70,7 @@ private:
 /// One block of the chain on a GPU, its kernels in order; the twins of model/blocks.hpp and model/adapter_block.hpp.
 class device_block {
 public:
-  device_block(const block_spec& spec, const device_weights& weights, std::shared_ptr<device_rope> rope);
+  device_block(const block_spec& spec, const device_weights& weights, std::shared_ptr<device_rope> rope, int ranks = 1);
   const block_spec& spec() const { return spec_; }
   bool has_cache() const { return spec_.kind == block_kind::decoder; }
   const attention_shape& heads() const { return heads_; }

@@ -18,12 +18,12 @@ float* device_block::backward(const device_pass& p, const saved_layer& saved, fl
   p.linear_backward(dy, saved.middle, n, linear2_, {});
   if (!input_gradient && !linear1_.grad)
     return nullptr;
-  float* d_mid = p.input_gradient(dy, n, linear2_);
+  float* d_mid = p.input_gradient(dy, n, linear2_, false);
   if (spec_.relu)
-    relu_backward(p.type, saved.middle, d_mid, n * spec_.out, p.where);
-  const void* d_mid_narrow = p.narrowed(d_mid, n * spec_.out);
+    relu_backward(p.type, saved.middle, d_mid, n * linear1_.rows, p.where);
+  const void* d_mid_narrow = p.narrowed(d_mid, n * linear1_.rows);
   p.linear_backward(d_mid_narrow, saved.input, n, linear1_, {});
-  return input_gradient ? p.input_gradient(d_mid_narrow, n, linear1_) : nullptr;
+  return input_gradient ? p.input_gradient(d_mid_narrow, n, linear1_, true) : nullptr;
 }
 
 void device_block::decoder_backward(const device_pass& p, const saved_layer& saved, float* d_hidden, const float* cosines) const {
@@ -53,10 +53,10 @@ void device_block::mlp_backward(const device_pass& p, const saved_layer& saved, 
     p.linear_backward(dy, act, n, down_, down_bias_);
   }
   void* d_gate_up = p.empty(n, 2 * inter);
-  silu_mul_backward(p.type, saved.gate_up, p.input_gradient(dy, n, down_), n, inter, d_gate_up, p.where);
+  silu_mul_backward(p.type, saved.gate_up, p.input_gradient(dy, n, down_, false), n, inter, d_gate_up, p.where);
   if (gate_up_.grad || gate_up_bias_.grad)
     p.linear_backward(d_gate_up, normalised(p, saved.middle, post_norm_), n, gate_up_, gate_up_bias_);
-  norm_backward(p, p.input_gradient(d_gate_up, n, gate_up_), saved.middle, post_norm_, d_hidden);
+  norm_backward(p, p.input_gradient(d_gate_up, n, gate_up_, true), saved.middle, post_norm_, d_hidden);
 }
 
 void device_block::attention_backward(const device_pass& p, const saved_layer& saved, float* d_hidden, const float* cosines) const {
@@ -64,7 +64,7 @@ void device_block::attention_backward(const device_pass& p, const saved_layer& s
   const auto eps = float(spec_.layer.rms_norm_eps);
   const void* dy = p.narrowed(d_hidden, n * spec_.in);
   p.linear_backward(dy, saved.attended, n, o_, o_bias_);
-  const void* d_attended = p.narrowed(p.input_gradient(dy, n, o_), n * q_columns);
+  const void* d_attended = p.narrowed(p.input_gradient(dy, n, o_, false), n * q_columns);
   float* d_qkv = p.empty_f32(n, row);
   attend_backward(p.type, heads_, *p.gradient, saved.qkv, saved.attended, saved.lse, d_attended, d_qkv,
                   p.work->take_array<float>(p.gradient->scratch_size(heads_)), p.where);
@@ -74,15 +74,24 @@ void device_block::attention_backward(const device_pass& p, const saved_layer& s
     float* dy_qk = p.empty_f32(n, row); // the norm's own gradient is summed after its input's is there
     copy_async(dy_qk, d_qkv, std::size_t(n * row) * sizeof(float), p.where);
     const auto* raw = static_cast<const std::byte*>(saved.raw_qk);
-    rms_norm_backward(p.type, dy_qk, row, raw, row, q_norm_.value, eps, n, heads_.n_heads, d, d_qkv, row, false, q_norm_.grad, scratch,
-                      p.where);
-    rms_norm_backward(p.type, dy_qk + q_columns, row, raw + std::size_t(q_columns) * size_of(p.type), row, k_norm_.value, eps, n,
-                      heads_.n_kv_heads, d, d_qkv + q_columns, row, false, k_norm_.grad, scratch, p.where);
+    // Every rank has the gains, and its own heads.
+    const auto norm = [&](const stacked& gain, std::int64_t first, std::int64_t heads) {
+      const bool alone = p.tp.size() == 1 || !gain.grad;
+      float* grad = alone ? gain.grad : p.empty_f32(d, 1);
+      if (!alone)
+        fill_zero(grad, std::size_t(d) * sizeof(float), p.where);
+      rms_norm_backward(p.type, dy_qk + first, row, raw + std::size_t(first) * size_of(p.type), row, gain.value, eps, n, heads, d,
+                        d_qkv + first, row, false, grad, scratch, p.where);
+      if (!alone)
+        p.add_gradient(grad, gain, gain.grad);
+    };
+    norm(q_norm_, 0, heads_.n_heads);
+    norm(k_norm_, q_columns, heads_.n_kv_heads);
   }
   const void* d_narrow = p.narrowed(d_qkv, n * row);
   if (qkv_.grad || qkv_bias_.grad)
     p.linear_backward(d_narrow, normalised(p, saved.input, input_norm_), n, qkv_, qkv_bias_);
-  norm_backward(p, p.input_gradient(d_narrow, n, qkv_), saved.input, input_norm_, d_hidden);
+  norm_backward(p, p.input_gradient(d_narrow, n, qkv_, true), saved.input, input_norm_, d_hidden);
 }
 
 } // namespace troupe::cuda

@@ -37,7 +37,8 @@ std::vector<std::vector<const tensor_spec*>> groups_of(const block_spec& block) 
 
 } // namespace
 
-device_weights::device_weights(const std::vector<block_spec>& layout, dtype type, const model_options& options) : type_(type) {
+device_weights::device_weights(const std::vector<block_spec>& layout, dtype type, const model_options& options, int rank, int ranks)
+    : type_(type), rank_(rank), ranks_(ranks) {
   for (const auto& block : layout)
     for (const auto& group : groups_of(block))
       lay_out(group, options);
@@ -50,12 +51,33 @@ device_weights::device_weights(const std::vector<block_spec>& layout, dtype type
       add_parameter(tensor, options);
 }
 
+std::int64_t device_weights::place::numel() const {
+  std::int64_t n = 1;
+  for (const auto size : shape)
+    n *= size;
+  return n;
+}
+
+device_weights::place device_weights::part_of(const tensor_spec& tensor) const {
+  const shard_range range = shard_of(tensor, rank_, ranks_);
+  place p;
+  p.shape = tensor.shape;
+  p.shape[std::size_t(range.dim)] = range.end - range.begin;
+  p.dim = range.dim;
+  p.begin = range.begin;
+  for (int other = 0; other < ranks_; ++other)
+    p.replicas += other != rank_ && shard_of(tensor, other, ranks_).begin == range.begin;
+  return p;
+}
+
 void device_weights::lay_out(const std::vector<const tensor_spec*>& group, const model_options& options) {
   const bool trained = std::any_of(group.begin(), group.end(), [&](const tensor_spec* t) { return trained_name(t->name, options); });
   for (const auto* tensor : group) {
-    places_[tensor->name] = {n_values_, n_grads_, trained, tensor->shape};
-    n_values_ += tensor->numel();
-    n_grads_ += trained ? tensor->numel() : 0;
+    place p = part_of(*tensor);
+    p.at = n_values_, p.grad_at = n_grads_, p.has_grad = trained;
+    n_values_ += std::size_t(p.numel());
+    n_grads_ += trained ? std::size_t(p.numel()) : 0;
+    places_[tensor->name] = std::move(p);
   }
   n_values_ = (n_values_ + alignment - 1) / alignment * alignment;
   n_grads_ = (n_grads_ + alignment - 1) / alignment * alignment;
@@ -80,12 +102,17 @@ std::byte* device_weights::host_to_copy(std::size_t bytes, bool often) {
 
 void device_weights::add_parameter(const tensor_spec& tensor, const model_options& options) {
   parameter p;
-  const auto n = std::size_t(tensor.numel());
+  const place& part = places_.at(tensor.name);
+  const auto n = std::size_t(part.numel());
   p.name = tensor.name;
-  p.shape = p.global_shape = tensor.shape;
+  p.shape = part.shape;
+  p.global_shape = tensor.shape;
+  p.dim = part.dim;
+  p.begin = part.begin;
+  p.copy = rank_ % part.replicas != 0;
   p.trainable = trained_name(tensor.name, options);
   p.value = {host_to_copy(n * size_of(type_), p.trainable), n * size_of(type_)};
-  p.device_value = static_cast<std::byte*>(values_.data()) + places_.at(tensor.name).at * size_of(type_);
+  p.device_value = static_cast<std::byte*>(values_.data()) + part.at * size_of(type_);
   if (p.trainable) {
     p.master = {reinterpret_cast<float*>(type_ == dtype::f32 ? p.value.data() : host(n * sizeof(float))), n};
     p.grad = {reinterpret_cast<float*>(host_to_copy(n * sizeof(float), true)), n};
@@ -106,6 +133,7 @@ stacked device_weights::find(const block_spec& block, const std::vector<std::str
     }
     found.rows += p.shape[0];
     found.columns = p.shape.size() > 1 ? p.shape[1] : 1;
+    found.parts.push_back({p.shape[0], p.replicas});
   }
   return found;
 }

@@ -132,7 +132,10 @@ public:
     run("zero_grads", begin(), [&] { own_->zero_grads(); });
   }
   void sum_gradients() override {
-    run("sum_gradients", begin(), [&] { add_gradients_of_replicas(*own_, place(), where_); });
+    run("sum_gradients", begin(), [&] {
+      own_->sum_gradients();
+      add_gradients_of_replicas(*own_, place(), where_);
+    });
   }
   std::unique_ptr<kv_cache> make_cache(std::int32_t n_blocks) override;
   std::size_t cache_block_bytes() const override;

@@ -54,6 +54,11 @@ void copy_async(void* to, const void* from, std::size_t n_bytes, stream where) {
     check(cudaMemcpyAsync(to, from, n_bytes, cudaMemcpyDefault, where), "queueing a copy");
 }
 
+void copy_rows_async(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width, std::size_t rows,
+                     stream where) {
+  check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, cudaMemcpyDefault, where), "copying rows on the GPU");
+}
+
 void fill_zero(void* to, std::size_t n_bytes, stream where) {
   if (n_bytes > 0)
     check(cudaMemsetAsync(to, 0, n_bytes, where), "queueing zeros");

@@ -34,6 +34,9 @@ void synchronize_device();
 
 /// Queues a copy of n_bytes between any two of host and device memory; the host's is pinned where the call is not to wait.
 void copy_async(void* to, const void* from, std::size_t n_bytes, stream where);
+/// The same for `rows` rows of `width` bytes that lie to_pitch and from_pitch bytes apart.
+void copy_rows_async(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t width, std::size_t rows,
+                     stream where);
 /// Queues the setting of n_bytes of device memory to 0.
 void fill_zero(void* to, std::size_t n_bytes, stream where);
 
