@@ -82,7 +82,7 @@ TEST_F(cuda_model, bfloat16_is_near_the_cpus) {
     }
     expect_near(logprobs[1], logprobs[0], 2e-2f, name);
     for (std::size_t i = 0; i < models[0]->parameters().size(); ++i)
-      expect_near(models[1]->parameters()[i].grad, models[0]->parameters()[i].grad, 6e-2f, name + " " + models[0]->parameters()[i].name);
+      expect_near(models[1]->parameters()[i].grad, models[0]->parameters()[i].grad, 8e-2f, name + " " + models[0]->parameters()[i].name);
   }
 }
 
