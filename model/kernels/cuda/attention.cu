@@ -10,7 +10,7 @@ namespace {
 using attention::arguments;
 
 constexpr std::size_t counter_bytes = attention::max_units * sizeof(int);
-constexpr int split_keys = 256, multiprocessors = 132;
+constexpr int split_keys = 256;
 
 std::int64_t n_splits(int max_keys) { return (std::int64_t(max_keys) + split_keys - 1) / split_keys; }
 
@@ -68,7 +68,7 @@ void attend(dtype type, const attention_shape& shape, const attention_plan& plan
   args.parts = reinterpret_cast<float*>(static_cast<std::byte*>(scratch) + counter_bytes);
   args.ml = args.parts + units * n_splits(plan.max_keys) * (shape.n_heads / shape.n_kv_heads) * shape.head_dim;
   if (plan.n_single > 0)
-    attention::decode(args, units * n_splits(plan.max_keys) <= multiprocessors, where);
+    attention::decode(args, where);
   if (plan.n_segments > plan.n_single && plan.max_rows > 0) {
 #ifdef TROUPE_WGMMA
     attention::prefill_wgmma(args, where);

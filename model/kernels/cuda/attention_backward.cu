@@ -88,6 +88,42 @@ __global__ __launch_bounds__(n_warps * 32) void row_terms(const __grid_constant_
     to[0] = lse, to[tile_rows] = delta;
 }
 
+// The same for head_dim D and bf16: 16 bytes a lane, heads of a row after each other.
+constexpr int wide_threads = 256, pairs_at_once = 4;
+template <int D>
+__global__ __launch_bounds__(wide_threads) void wide_row_terms(const __grid_constant__ gradient_arguments a) {
+  constexpr int lanes = D / 8, step = wide_threads / lanes;
+  const int tile = blockIdx.x, lane = threadIdx.x % lanes, n_heads = a.shape.n_heads;
+  const int begin = a.plan.tile_begin[tile], n_rows = a.plan.tile_begin[tile + 1] - begin;
+  const int first = blockIdx.y * pairs_at_once * step + threadIdx.x / lanes; // of (place of the tile, head) pairs
+  const auto *const d_out = static_cast<const uint4*>(a.d_out), *const out = static_cast<const uint4*>(a.out);
+  uint4 x[pairs_at_once] = {}, y[pairs_at_once] = {};
+#pragma unroll
+  for (int j = 0; j < pairs_at_once; ++j) {
+    const int pair = first + j * step;
+    const std::int64_t at = (std::int64_t(begin) * n_heads + pair) * lanes + lane;
+    if (pair < n_rows * n_heads)
+      x[j] = d_out[at], y[j] = out[at];
+  }
+#pragma unroll
+  for (int j = 0; j < pairs_at_once; ++j) {
+    const int pair = first + j * step, slot = pair / n_heads, head = pair % n_heads;
+    const auto *const p = reinterpret_cast<const bf16*>(&x[j]), *const q = reinterpret_cast<const bf16*>(&y[j]);
+    float delta = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      delta = __fmaf_rn(widen(p[i]), widen(q[i]), delta);
+#pragma unroll
+    for (int offset = lanes / 2; offset > 0; offset /= 2)
+      delta = __fadd_rn(delta, __shfl_xor_sync(~0u, delta, offset));
+    if (lane == 0 && slot < tile_rows) {
+      float* const to = a.terms_of(head, tile) + slot;
+      to[0] = slot < n_rows ? __fmul_rn(a.lse[std::int64_t(head) * a.plan.n_rows + begin + slot], CUDART_L2E_F) : 0.f;
+      to[tile_rows] = delta;
+    }
+  }
+}
+
 // Which rows of the entry's tile the row sees, or is seen by; a bit each.
 __device__ __forceinline__ unsigned long long visible(const gradient_arguments& a, const attention_entry& entry, const place& at, int half,
                                                       bool by_keys) {
@@ -188,13 +224,18 @@ template <class T>
 void launch_backward(const gradient_arguments& a, stream where) {
   const unsigned rows = unsigned(a.plan.n_pairs) * 2 * (tile_rows / n_warps), heads = unsigned(a.shape.n_heads);
   launch(row_terms<T>, {rows, heads}, n_warps * 32, 0, where, "attention backward", a);
-#ifdef TROUPE_WGMMA
-  if (has_fast_kernels(std::is_same_v<T, bf16> ? dtype::bf16 : dtype::f32, a.shape))
-    return gradients_wgmma(a, where);
-#endif
   launch(key_gradients<T>, {rows, unsigned(a.shape.n_kv_heads)}, n_warps * 32, 0, where, "attention backward", a);
   launch(query_gradients<T>, {rows, heads}, n_warps * 32, 0, where, "attention backward", a);
 }
+
+#ifdef TROUPE_WGMMA
+template <int D>
+void launch_wide_terms(const gradient_arguments& a, stream where) {
+  constexpr int pairs = wide_threads / (D / 8) * pairs_at_once; // a CTA
+  launch(wide_row_terms<D>, {unsigned(a.plan.n_pairs) * 2, unsigned(tile_rows * a.shape.n_heads + pairs - 1) / pairs}, wide_threads, 0,
+         where, "attention backward", a);
+}
+#endif
 
 } // namespace
 
@@ -204,6 +245,12 @@ void attend_backward(dtype type, const attention_shape& shape, const attention_g
   if (plan.n_rows == 0)
     return;
   const gradient_arguments args{shape, plan, qkv, out, d_out, lse, d_qkv, scratch, 1.f / std::sqrt(float(shape.head_dim)), shape.row()};
+#ifdef TROUPE_WGMMA
+  if (has_fast_kernels(type, shape)) {
+    shape.head_dim == 128 ? launch_wide_terms<128>(args, where) : launch_wide_terms<64>(args, where);
+    return gradients_wgmma(args, where);
+  }
+#endif
   type == dtype::f32 ? launch_backward<float>(args, where) : launch_backward<bf16>(args, where);
 }
 

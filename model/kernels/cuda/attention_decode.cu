@@ -5,33 +5,46 @@
 namespace troupe::cuda::attention {
 namespace {
 
-// The parts of a (segment, kv head), from split `split` on.
+constexpr int multiprocessors = 132;
+
+// Parts of a (segment, kv head) in global or in shared memory: of each split o [group][D] and (m, l) [group].
 template <int D>
-struct part {
+struct parts {
   float* o;
   float2* ml;
   int group;
-  __device__ part(const arguments& a, int segment, int kv_head, int split) : group(a.shape.n_heads / a.shape.n_kv_heads) {
+  std::int64_t o_stride, ml_stride; // from split to split
+
+  __device__ static __forceinline__ parts global(const arguments& a, int segment, int kv_head) {
+    const int group = a.shape.n_heads / a.shape.n_kv_heads;
     const std::int64_t splits = (a.plan.max_keys + split_keys - 1) / split_keys;
-    const std::int64_t i = ((std::int64_t(segment) * a.shape.n_kv_heads + kv_head) * splits + split) * group;
-    o = a.parts + i * D, ml = reinterpret_cast<float2*>(a.ml) + i;
+    const std::int64_t i = (std::int64_t(segment) * a.shape.n_kv_heads + kv_head) * splits * group;
+    return {a.parts + i * D, reinterpret_cast<float2*>(a.ml) + i, group, group * D, group};
   }
   // W columns from col0 on.
   template <int W>
-  __device__ __forceinline__ void store(const state<W>& st, int lane, int col0, bool with_ml) const {
+  __device__ __forceinline__ void store(int split, const state<W>& st, int lane, int col0, bool with_ml) const {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int r = h * 8 + lane / 4;
       const float l = quad_sum(st.l[h]);
       if (r >= group)
         continue;
-      float2* const to = reinterpret_cast<float2*>(o + r * D + col0) + (lane & 3);
+      float2* const to = reinterpret_cast<float2*>(o + split * o_stride + r * D + col0) + (lane & 3);
 #pragma unroll
       for (int i = 0; i < W / 8; ++i)
-        __stcg(to + i * 4, make_float2(st.o[i][2 * h], st.o[i][2 * h + 1]));
+        to[i * 4] = make_float2(st.o[i][2 * h], st.o[i][2 * h + 1]);
       if (with_ml && (lane & 3) == 0)
-        __stcg(ml + r, make_float2(st.m[h], l));
+        ml[split * ml_stride + r] = make_float2(st.m[h], l);
     }
+  }
+  // Global: from global memory, where another CTA may have written.
+  template <bool Global, class T>
+  __device__ static __forceinline__ T load(const T* from) {
+    if constexpr (Global)
+      return __ldcg(from);
+    else
+      return *from;
   }
 };
 
@@ -57,10 +70,9 @@ __device__ __forceinline__ std::int64_t out_offset(const arguments& a, int row, 
   return (std::int64_t(row) * a.shape.n_heads + head) * D;
 }
 
-template <int D, int NT>
-__device__ __forceinline__ void merge(const arguments& a, int segment, int kv_head, int n_splits) {
+template <bool Global, int D, int NT>
+__device__ __forceinline__ void merge(const arguments& a, const parts<D>& from, int segment, int kv_head, int n_splits) {
   constexpr int unroll = 8;
-  const part<D> from(a, segment, kv_head, 0);
   const float c = a.scale * CUDART_L2E_F;
   for (int i = threadIdx.x; i < from.group * D / 4; i += NT) {
     const int r = i / (D / 4), col = i % (D / 4), head = kv_head * from.group + r;
@@ -72,8 +84,8 @@ __device__ __forceinline__ void merge(const arguments& a, int segment, int kv_he
 #pragma unroll
       for (int u = 0; u < unroll; ++u)
         if (s + u < n_splits) {
-          o[u] = __ldcg(reinterpret_cast<const float4*>(from.o + (std::int64_t(s + u) * from.group + r) * D) + col);
-          ml[u] = __ldcg(from.ml + (s + u) * from.group + r);
+          o[u] = from.template load<Global>(reinterpret_cast<const float4*>(from.o + (s + u) * from.o_stride + r * D) + col);
+          ml[u] = from.template load<Global>(from.ml + (s + u) * from.ml_stride + r);
         }
 #pragma unroll
       for (int u = 0; u < unroll; ++u)
@@ -112,6 +124,8 @@ __device__ __forceinline__ const bf16* queries(const arguments& a, int segment, 
 template <int D, int KS, int Stages, int Warps>
 __global__ __launch_bounds__(Warps * 32) void decode_splits(const __grid_constant__ arguments a) {
   extern __shared__ __align__(1024) std::uint8_t shared[];
+  constexpr int ring = Stages * KS * D * 2; // bytes a warp
+  static_assert(16 * D * 4 + 16 * 8 <= ring);
   const int kv_head = blockIdx.y, segment = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
   const int len = a.plan.n_keys[segment], n_blocks = (len + block_keys - 1) / block_keys;
   const int n_splits = (n_blocks + blocks_per_split - 1) / blocks_per_split;
@@ -126,11 +140,18 @@ __global__ __launch_bounds__(Warps * 32) void decode_splits(const __grid_constan
   const int s0 = blockIdx.x * Warps + warp;
   const int b0 = min(s0 * blocks_per_split, n_blocks), b1 = min((s0 + 1) * blocks_per_split, n_blocks);
   const int pos[2] = {len - 1, len - 1};
-  walk<D, 16, KS, Stages, 32>(
-      a, q_s, q_s + 16 * D * 2 + warp * Stages * KS * D * 2, segment, kv_head, lane, b0, b1, pos, len - 1, len - 1,
-      [&](const state<D>& st, int split) { part<D>(a, segment, kv_head, split).template store<D>(st, lane, 0, true); });
-  if (is_last(a.counters + segment * a.shape.n_kv_heads + kv_head, (n_splits + Warps - 1) / Warps))
-    merge<D, Warps * 32>(a, segment, kv_head, n_splits);
+  float* const rings = reinterpret_cast<float*>(shared + 16 * D * 2);
+  const bool here = n_splits <= Warps; // a split's part goes where its warp's ring was
+  const auto to =
+      here ? parts<D>{rings, reinterpret_cast<float2*>(rings + 16 * D), group, ring / 4, ring / 8} : parts<D>::global(a, segment, kv_head);
+  walk<D, 16, KS, Stages, 32>(a, q_s, q_s + 16 * D * 2 + warp * ring, segment, kv_head, lane, b0, b1, pos, len - 1, len - 1,
+                              [&](const state<D>& st, int split) { to.store(split, st, lane, 0, true); });
+  if (here) {
+    __syncthreads();
+    merge<false, D, Warps * 32>(a, to, segment, kv_head, n_splits);
+  } else if (is_last(a.counters + segment * a.shape.n_kv_heads + kv_head, (n_splits + Warps - 1) / Warps)) {
+    merge<true, D, Warps * 32>(a, to, segment, kv_head, n_splits);
+  }
 }
 
 template <int D>
@@ -191,6 +212,37 @@ __device__ __forceinline__ void wide_probabilities(const arguments& a, wide_tile
     to[k * 32 + lane] = make_uint4(p[k][0], p[k][1], p[k][2], p[k][3]);
 }
 
+// Few splits of a (segment, kv head) are one cluster and meet in its first CTA's shared memory.
+#ifdef TROUPE_WGMMA
+constexpr unsigned most_together = 8;
+#else
+constexpr unsigned most_together = 1;
+#endif
+__device__ __forceinline__ bool together() { return gridDim.x <= most_together; }
+// CTAs that have ended count as having arrived.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __syncthreads();
+#endif
+}
+template <class T>
+__device__ __forceinline__ T* in_first_block(T* here) {
+#if __CUDA_ARCH__ >= 900
+  T* there;
+  asm("mapa.u64 %0, %1, 0;" : "=l"(there) : "l"(here));
+  return there;
+#else
+  return here;
+#endif
+}
+
 // Latency: a CTA owns one split, a warp one of its blocks up to P, then a slice of the columns of O over all blocks.
 template <int D>
 __global__ __launch_bounds__(blocks_per_split * 32) void decode_wide(const __grid_constant__ arguments a) {
@@ -206,8 +258,11 @@ __global__ __launch_bounds__(blocks_per_split * 32) void decode_wide(const __gri
       write_zeros<D>(a, segment, kv_head);
     return;
   }
+  if (together())
+    cluster_arrive(); // to be waited for before the first CTA's memory is written
   const std::uint32_t k_s = __cvta_generic_to_shared(shared), v_s = k_s + blocks_per_split * tile, q_s = v_s + blocks_per_split * tile;
-  load_queries<D, 16>(q_s, queries<D>(a, segment, kv_head), D, a.shape.n_heads / a.shape.n_kv_heads, threadIdx.x, blocks_per_split * 32);
+  const int group = a.shape.n_heads / a.shape.n_kv_heads;
+  load_queries<D, 16>(q_s, queries<D>(a, segment, kv_head), D, group, threadIdx.x, blocks_per_split * 32);
   load_block<D>(a, k_s + w * tile, v_s + w * tile, segment, kv_head, b, w < nb, lane);
   copy_wait<1>();
   __syncthreads();
@@ -233,18 +288,51 @@ __global__ __launch_bounds__(blocks_per_split * 32) void decode_wide(const __gri
     rescale(st, alpha);
     add_values<W, block_keys>(st, p, 0, v_s + i * tile, lane, w * W / 16);
   }
-  part<D>(a, segment, kv_head, split).template store<W>(st, lane, w * W, w == 0);
-  if (is_last(a.counters + segment * a.shape.n_kv_heads + kv_head, n_splits))
-    merge<D, blocks_per_split * 32>(a, segment, kv_head, n_splits);
+  if (together()) {
+    float* const first = reinterpret_cast<float*>(shared + wide_tiles<D>::bytes);
+    const parts<D> here{first, reinterpret_cast<float2*>(first + gridDim.x * group * D), group, group * D, group};
+    cluster_wait();
+    const parts<D> there{in_first_block(here.o), in_first_block(here.ml), group, here.o_stride, here.ml_stride};
+    there.store(split, st, lane, w * W, w == 0);
+    cluster_arrive();
+    if (split > 0)
+      return;
+    cluster_wait();
+    merge<false, D, blocks_per_split * 32>(a, here, segment, kv_head, n_splits);
+  } else {
+    const auto all = parts<D>::global(a, segment, kv_head);
+    all.store(split, st, lane, w * W, w == 0);
+    if (is_last(a.counters + segment * a.shape.n_kv_heads + kv_head, n_splits))
+      merge<true, D, blocks_per_split * 32>(a, all, segment, kv_head, n_splits);
+  }
 }
 
 template <int D>
-void launch_decode(const arguments& a, bool wide, stream where) {
+void launch_wide(const arguments& a, unsigned n_splits, stream where) {
+  const bool together = n_splits <= most_together;
+  const std::size_t group = a.shape.n_heads / a.shape.n_kv_heads, bytes = wide_tiles<D>::bytes + together * n_splits * group * (D + 2) * 4;
+  check(cudaFuncSetAttribute(decode_wide<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "decode attention");
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {n_splits, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(n_splits, unsigned(a.shape.n_kv_heads), unsigned(a.plan.n_single));
+  config.blockDim = dim3(blocks_per_split * 32);
+  config.dynamicSmemBytes = bytes;
+  config.stream = where;
+  config.attrs = &cluster;
+  config.numAttrs = together && n_splits > 1;
+  check(cudaLaunchKernelEx(&config, decode_wide<D>, a), "decode attention");
+}
+
+template <int D>
+void launch_decode(const arguments& a, stream where) {
   constexpr int KS = D == 128 ? 32 : 64, stages = 3, warps = 4;
+  constexpr std::int64_t room = std::int64_t(multiprocessors) * (D == 128 ? 1 : 3); // for wide CTAs
   const unsigned n_splits = unsigned(a.plan.max_keys + split_keys - 1) / split_keys;
   const unsigned heads = unsigned(a.shape.n_kv_heads), segments = unsigned(a.plan.n_single);
-  if (wide)
-    launch(decode_wide<D>, {n_splits, heads, segments}, blocks_per_split * 32, wide_tiles<D>::bytes, where, "decode attention", a);
+  if (std::int64_t(segments) * heads * n_splits <= room)
+    launch_wide<D>(a, n_splits, where);
   else
     launch(decode_splits<D, KS, stages, warps>, {(n_splits + warps - 1) / warps, heads, segments}, warps * 32,
            16 * D * 2 + warps * stages * KS * D * 2, where, "decode attention", a);
@@ -252,8 +340,6 @@ void launch_decode(const arguments& a, bool wide, stream where) {
 
 } // namespace
 
-void decode(const arguments& a, bool wide, stream where) {
-  a.shape.head_dim == 128 ? launch_decode<128>(a, wide, where) : launch_decode<64>(a, wide, where);
-}
+void decode(const arguments& a, stream where) { a.shape.head_dim == 128 ? launch_decode<128>(a, where) : launch_decode<64>(a, where); }
 
 } // namespace troupe::cuda::attention

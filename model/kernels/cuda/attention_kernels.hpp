@@ -25,8 +25,8 @@ void check_attention(dtype type, const attention_shape& shape);
 /// What the tensor cores take: bf16, head_dim 64 or 128, up to 16 heads a kv head, no window.
 bool has_fast_kernels(dtype type, const attention_shape& shape);
 
-/// Segments 0 .. n_single-1, a row each. `wide`: a CTA a split instead of a warp, for few of them.
-void decode(const arguments& args, bool wide, stream where);
+/// Segments 0 .. n_single-1, a row each.
+void decode(const arguments& args, stream where);
 /// Segments n_single .. n_segments-1, with Hopper's wgmma and with mma.sync.
 void prefill_wgmma(const arguments& args, stream where);
 void prefill_mma(const arguments& args, stream where);

@@ -128,14 +128,17 @@ private:
     const std::size_t at = out_.masks.size();
     out_.masks.resize(at + std::size_t(2 * tile_rows));
     std::uint64_t *const of_query = out_.masks.data() + at, *const of_key = of_query + tile_rows;
-    for (std::size_t v = i; v < j; ++v)
-      for (std::int32_t q = views_[v].q_begin; q < views_[v].q_end; ++q) {
-        const std::int32_t n = std::clamp(views_[v].n_first + q - views_[v].q_begin, 0, views_[v].k_end - views_[v].k_begin);
-        of_query[q - begin(tile)] |= first_bits(n) << (views_[v].k_begin - begin(key_tile));
+    for (std::size_t v = i; v < j; ++v) {
+      const view& seen = views_[v];
+      const std::int32_t n_queries = seen.q_end - seen.q_begin, n_keys = seen.k_end - seen.k_begin;
+      const std::int32_t q0 = seen.q_begin - begin(tile), k0 = seen.k_begin - begin(key_tile);
+      for (std::int32_t q = 0; q < n_queries; ++q)
+        of_query[q0 + q] |= first_bits(std::clamp(seen.n_first + q, 0, n_keys)) << k0;
+      for (std::int32_t k = 0; k < n_keys; ++k) { // all queries but the first n_blind
+        const std::int32_t n_blind = std::clamp(k + 1 - seen.n_first, 0, n_queries);
+        of_key[k0 + k] |= (first_bits(n_queries) & ~first_bits(n_blind)) << q0;
       }
-    for (std::int32_t q = 0; q < tile_rows; ++q)
-      for (std::int32_t k = 0; k < tile_rows; ++k)
-        of_key[k] |= (of_query[q] >> k & 1) << q;
+    }
     return std::int32_t(at / std::size_t(2 * tile_rows));
   }
 
