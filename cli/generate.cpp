@@ -22,6 +22,8 @@ struct generate_options {
   common_options common;
   std::filesystem::path model, input, output;
   std::int64_t max_num_seqs = 256;
+  std::string speculative = "off";
+  speculative_options drafts{.num_speculative_tokens = 8};
   request_options requests; // that say nothing else
   std::vector<std::string> logit_bias;
 };
@@ -29,6 +31,7 @@ struct generate_options {
 struct totals {
   std::int64_t requests = 0, samples = 0, prompt_tokens = 0, output_tokens = 0;
   double seconds = 0;
+  generator_counts counts;
 };
 
 void check_options(generate_options& o, const model_config& cfg) {
@@ -66,6 +69,8 @@ generator_options options_for(const generate_options& o, const std::vector<gener
     out.max_sequence = std::max(out.max_sequence, longest);
   }
   out.max_num_seqs = std::min(o.max_num_seqs, samples);
+  if (o.speculative != "off")
+    out.speculative = o.drafts;
   // No sample ends sooner for it, and the cache need not be larger.
   out.max_sequence = std::min(out.max_sequence, cfg.max_position_embeddings);
   out.eos_token_ids = load_eos_token_ids(o.model, cfg);
@@ -96,11 +101,16 @@ std::string output_line(const generation_output& o, const std::vector<std::int32
          "\", \"weights_version\": " + std::to_string(o.result.versions.empty() ? 0 : o.result.versions.back().step) + "}\n";
 }
 
-void print_summary(const totals& t) {
+void print_summary(const totals& t, bool speculative) {
+  const auto number = [](std::int64_t n) { return std::to_string(n); };
+  std::string drafts;
+  if (speculative)
+    drafts = ", \"drafted_tokens\": " + number(t.counts.drafted) + ", \"accepted_tokens\": " + number(t.counts.accepted) +
+             ", \"passes\": " + number(t.counts.passes);
   std::fprintf(stderr,
-               "{\"requests\": %lld, \"prompt_tokens\": %lld, \"output_tokens\": %lld, \"seconds\": %.6g, \"tokens_per_second\": %.6g}\n",
+               "{\"requests\": %lld, \"prompt_tokens\": %lld, \"output_tokens\": %lld, \"seconds\": %.6g, \"tokens_per_second\": %.6g%s}\n",
                static_cast<long long>(t.requests), static_cast<long long>(t.prompt_tokens), static_cast<long long>(t.output_tokens),
-               t.seconds, t.seconds > 0 ? double(t.output_tokens) / t.seconds : 0.0);
+               t.seconds, t.seconds > 0 ? double(t.output_tokens) / t.seconds : 0.0, drafts.c_str());
 }
 
 int generate(generate_options& o) {
@@ -139,8 +149,9 @@ int generate(generate_options& o) {
                                      " holds the first " + std::to_string(written) + " of " + std::to_string(t.samples) +
                                      " samples, whole lines"};
   t.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  t.counts = g.counts();
   out.close();
-  print_summary(t);
+  print_summary(t, o.speculative != "off");
   return 0;
 }
 
@@ -179,6 +190,15 @@ void add_generate(CLI::App& root, action& chosen) {
   app->add_option("--max-num-seqs", o->max_num_seqs, "sequences that run at once")
       ->capture_default_str()
       ->check(CLI::Range(std::int64_t(1), std::int64_t(1) << 20));
+  app->add_option("--speculative", o->speculative, "suffix: drafts tokens from what was generated before; changes no result")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"off", "suffix"}));
+  app->add_option("--num-speculative-tokens", o->drafts.num_speculative_tokens, "most of a sample and pass")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 256));
+  app->add_option("--speculative-disable-by-batch-size", o->drafts.disable_by_batch_size, "no drafts while more sequences run")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
   add_common_options(*app, o->common);
   app->callback([o, &chosen] { chosen = [o] { return generate(*o); }; });
 }

@@ -52,6 +52,12 @@ struct data_section {
   std::string truncation = "error"; // error | left | right
 };
 
+struct speculative_section {
+  std::string method = "off"; // off | suffix
+  std::int64_t num_speculative_tokens = 8;
+  std::int64_t disable_by_batch_size = 16; // sequences
+};
+
 struct rollout_section {
   std::int64_t actors = 1;
   std::int64_t n = 8; // samples a prompt
@@ -64,6 +70,7 @@ struct rollout_section {
   bool ignore_eos = false;
   std::int64_t max_num_seqs = 256;
   std::int64_t tensor_parallel_size = 1;
+  speculative_section speculative;
 };
 
 struct validation_section {

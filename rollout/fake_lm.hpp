@@ -36,6 +36,9 @@ public:
   model_config& settings() { return config_; }
   std::int64_t rows() const { return rows_; } // that went through forward
   void set_weights(std::uint64_t weights) { weights_ = weights; }
+  /// Logits follow from the last n tokens alone, so that texts repeat themselves; 0: from all.
+  void set_memory(std::int32_t n) { memory_ = n; }
+  void set_draws(bool draws) { draws_ = draws; }
 
   const model_config& config() const override { return config_; }
   dtype compute_type() const override { return dtype::f32; }
@@ -73,6 +76,21 @@ public:
       row_logits(history(batch, slots, logit_rows[i]), logits + i * std::size_t(config_.vocab_size));
   }
 
+  bool draws() const override { return draws_; }
+  void forward_draw(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, std::span<const token_draw> draws,
+                    float temperature, drawn_token* drawn, std::span<const std::int32_t> host_rows, float* logits) override {
+    const auto vocab = std::size_t(config_.vocab_size);
+    std::vector<float> all(logit_rows.size() * vocab);
+    forward(batch, cache, logit_rows, all.data());
+    for (std::size_t i = 0; i < draws.size(); ++i) {
+      const float* row = all.data() + std::size_t(draws[i].row) * vocab;
+      drawn[i].id = draw_from(row, draws[i]);
+      drawn[i].logprob = logprob(row, drawn[i].id, temperature);
+    }
+    for (std::size_t i = 0; i < host_rows.size(); ++i)
+      std::copy_n(all.data() + std::size_t(host_rows[i]) * vocab, vocab, logits + i * vocab);
+  }
+
   target_values score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>*) override {
     const auto cache = make_cache(batch.tokens.n_blocks);
     std::vector<float> logits(batch.target_rows.size() * std::size_t(config_.vocab_size));
@@ -95,6 +113,16 @@ public:
   }
 
 private:
+  // Not the sampler's draw to the last bit: two ways of the same generator are not to be compared by it.
+  std::int32_t draw_from(const float* row, const token_draw& d) const {
+    if (d.temperature == 0)
+      return std::int32_t(std::max_element(row, row + config_.vocab_size) - row);
+    double reached = 0;
+    for (std::int32_t id = 0; id < config_.vocab_size; ++id)
+      if (reached += std::exp(double(logprob(row, id, float(d.temperature)))); reached > d.u)
+        return id;
+    return std::int32_t(config_.vocab_size) - 1;
+  }
   static std::size_t place(const segment& s, std::int32_t position) {
     return std::size_t(s.blocks.at(std::size_t(position / kv_block_tokens))) * kv_block_tokens + std::size_t(position % kv_block_tokens);
   }
@@ -103,17 +131,19 @@ private:
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
   }
-  static std::uint64_t history(const token_batch& batch, const std::vector<slot>& slots, std::int32_t row) {
+  std::uint64_t history(const token_batch& batch, const std::vector<slot>& slots, std::int32_t row) const {
     for (const auto& s : batch.segments) {
       if (row < s.row_begin || row >= s.row_end)
         continue;
       std::uint64_t h = 1;
-      for (std::int32_t p = 0; p <= s.position + row - s.row_begin; ++p) {
+      const auto last = s.position + row - s.row_begin;
+      for (std::int32_t p = 0; p <= last; ++p) {
         const auto& found = slots.at(place(s, p));
         if (found.position != p)
           throw error{errc::failed,
                       "fake_lm: position " + std::to_string(p) + " reads a slot that holds " + std::to_string(found.position)};
-        h = mix(h + std::uint64_t(found.id) + 0x9e3779b97f4a7c15u * (found.weights + 1));
+        if (memory_ == 0 || p > last - memory_)
+          h = mix(h + std::uint64_t(found.id) + 0x9e3779b97f4a7c15u * (found.weights + 1));
       }
       return h;
     }
@@ -128,6 +158,8 @@ private:
   float spread_;
   std::int64_t rows_ = 0;
   std::uint64_t weights_ = 0;
+  std::int32_t memory_ = 0;
+  bool draws_ = false;
 };
 
 } // namespace troupe

@@ -4,6 +4,7 @@
 #include "model/tokenizer/tokenizer.hpp"
 #include "rollout/scheduler.hpp"
 #include "rollout/stop_matcher.hpp"
+#include "rollout/suffix_drafter.hpp"
 #include <algorithm>
 #include <exception>
 #include <fstream>
@@ -35,6 +36,10 @@ std::int64_t default_blocks(const causal_lm& model, const generator_options& opt
   return memory == 0 ? most : std::clamp<std::int64_t>(memory, blocks_for(options.max_sequence), most);
 }
 
+// One more row, in passes of so few that reading the weights decides: a token comes true that rarely and it still pays.
+// Measured: SmolLM2-135M's pass takes 14 ms with one row and 20 ms with 16 on two cores (docs/results.md).
+constexpr double row_cost = 0.03;
+
 void make_set(std::vector<std::int32_t>& ids) {
   std::sort(ids.begin(), ids.end());
   ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
@@ -64,12 +69,14 @@ struct generator::impl {
     request_state* state = nullptr;
     std::int64_t sample_index = 0;
     bool first = false;                 // from the prompt's last row
+    std::int32_t offset = 0;            // tokens of the draft before it: it counts if they are what was drawn
     std::int32_t row = 0, position = 0; // of the pass's logits; of the token drawn
     std::int32_t host_row = 0;          // of `logits`
-    std::int32_t id = 0;
+    std::int32_t id = -1;               // -1: not drawn
     float logprob = 0;
     std::vector<token_logprob> top;
     std::exception_ptr failure;
+    std::int64_t n_drawn() const { return std::int64_t(state->samples[std::size_t(sample_index)].result.output_ids.size()) + offset; }
   };
 
   std::shared_ptr<causal_lm> model;
@@ -79,6 +86,7 @@ struct generator::impl {
   std::unique_ptr<scheduler> plan;
   std::map<std::uint64_t, request_state> requests;             // by the caller's id
   std::map<const scheduled_prompt*, request_state*> by_prompt; // the same
+  std::unique_ptr<suffix_drafter> drafter;                     // null: no drafts
   std::vector<std::uint64_t> aborted;
   std::vector<float> logits;
   weights_version version;
@@ -86,13 +94,17 @@ struct generator::impl {
 
   void check(const generation_request& r) const;
   std::vector<std::int32_t> end_ids_of(const generation_request& r) const; // sorted
+  std::vector<std::int32_t> draft_for(const sequence& s, std::int64_t most);
+  const scheduled_pass& plan_pass();
   std::vector<drawn> draws_of(const scheduled_pass& pass);
   draw_key key_of(const drawn& d) const;
   void draw_one(drawn& d, const float* row) const;
   std::vector<drawn*> draw_in_model(const scheduled_pass& pass, std::vector<drawn>& draws);
+  void draw_run(std::span<drawn* const> run) const;
   void draw_on_host(std::span<drawn* const> draws);
   void run(const scheduled_pass& pass, std::vector<drawn>& draws);
-  void accept(const drawn& d, std::vector<generation_output>& out);
+  bool accept(const drawn& d, std::vector<generation_output>& out);
+  std::size_t accept_run(std::vector<drawn>& draws, std::size_t first, std::vector<generation_output>& out);
   bool ended(const request_state& state, sample_state& s) const;
   void emit(request_state& state, std::int64_t index, std::vector<generation_output>& out) const;
   void finish_aborted(std::vector<generation_output>& out);
@@ -146,7 +158,29 @@ void generator::impl::check(const generation_request& r) const {
     throw error{errc::bad_input, who + ": a request of that id is under way"};
 }
 
-// The tokens this pass gives: one a sequence, one a sample of a prompt that it completed.
+// Tokens to run after a sample's last: none that could not be drawn, and none to follow one that ends it.
+std::vector<std::int32_t> generator::impl::draft_for(const sequence& s, std::int64_t most) {
+  const auto& state = *by_prompt.at(s.prompt.get());
+  const auto& request = state.request;
+  most = std::min({most, options.speculative.num_speculative_tokens, options.max_sequence - s.size() - 1,
+                   request.params.max_tokens - std::int64_t(s.output_ids.size()) - 1});
+  if (most <= 0)
+    return {};
+  auto draft = drafter->propose(request.id, s.sample_index, most, row_cost * double(plan->n_running()));
+  const auto ends = [&](std::int32_t id) { return std::binary_search(state.end_ids.begin(), state.end_ids.end(), id); };
+  draft.erase(std::find_if(draft.begin(), draft.end(), ends), draft.end());
+  return draft;
+}
+
+const scheduled_pass& generator::impl::plan_pass() {
+  if (!drafter)
+    return plan->next();
+  return plan->next([this](const sequence& s, std::int64_t most) {
+    return plan->n_running() <= options.speculative.disable_by_batch_size ? draft_for(s, most) : std::vector<std::int32_t>();
+  });
+}
+
+// The tokens this pass may give: one a sequence and one more a token of its draft, one a sample of a prompt that it completed.
 std::vector<generator::impl::drawn> generator::impl::draws_of(const scheduled_pass& pass) {
   std::vector<drawn> all;
   for (std::size_t i = 0; i < pass.ends.size(); ++i) {
@@ -154,7 +188,8 @@ std::vector<generator::impl::drawn> generator::impl::draws_of(const scheduled_pa
     d.from = pass.ends[i];
     d.state = by_prompt.at(d.from->prompt.get());
     d.row = std::int32_t(i);
-    d.position = d.from->size();
+    d.offset = i > 0 && d.from == pass.ends[i - 1] ? all.back().offset + 1 : 0;
+    d.position = d.from->size() + d.offset;
     d.first = d.from->sample_index < 0;
     for (std::int64_t s = 0; s < (d.first ? d.state->request.n : 1); ++s) {
       d.sample_index = d.first ? s : d.from->sample_index;
@@ -175,9 +210,10 @@ void generator::impl::draw_one(drawn& d, const float* logits_of_row) const {
   try {
     const std::span<const float> row{logits_of_row, std::size_t(model->config().vocab_size)};
     const auto& request = d.state->request;
-    const auto& s = d.state->samples[std::size_t(d.sample_index)];
-    d.id = sample_token(row, request.params, key_of(d),
-                        {d.state->prompt_ids_once, &s.drawn, std::int64_t(s.result.output_ids.size()), d.state->end_ids});
+    auto& s = d.state->samples[std::size_t(d.sample_index)];
+    d.id = sample_token(row, request.params, key_of(d), {d.state->prompt_ids_once, &s.drawn, d.n_drawn(), d.state->end_ids});
+    if (has_penalty(request.params))
+      ++s.drawn[d.id];
     d.logprob = model->logprob(row.data(), d.id, request.logprob_temperature);
     if (request.params.top_logprobs > 0)
       for (const auto id : most_probable_ids(row, request.params.top_logprobs))
@@ -195,8 +231,7 @@ std::vector<generator::impl::drawn*> generator::impl::draw_in_model(const schedu
   const float temperature = draws.empty() ? 1.0f : draws.front().state->request.logprob_temperature;
   for (auto& d : draws) {
     const auto& request = d.state->request;
-    const auto n_drawn = std::int64_t(d.state->samples[std::size_t(d.sample_index)].result.output_ids.size());
-    if (request.logprob_temperature == temperature && draws_plainly(request.params, n_drawn, model->config().vocab_size)) {
+    if (request.logprob_temperature == temperature && draws_plainly(request.params, d.n_drawn(), model->config().vocab_size)) {
       own.push_back(&d);
       asked.push_back({d.row, request.params.temperature, draw_place(key_of(d))});
       continue;
@@ -211,28 +246,38 @@ std::vector<generator::impl::drawn*> generator::impl::draw_in_model(const schedu
   model->forward_draw(pass.batch, *cache, pass.logit_rows, asked, temperature, tokens.data(), host_rows, logits.data());
   for (std::size_t i = 0; i < own.size(); ++i) {
     if (tokens[i].id < 0)
-      throw error{errc::failed, "sampling: a logit of request " + std::to_string(own[i]->state->request.id) +
-                                    " is not a finite number; the weights or activations overflowed (try --dtype float32)"};
+      own[i]->failure = std::make_exception_ptr(
+          error{errc::failed, "sampling: a logit of request " + std::to_string(own[i]->state->request.id) +
+                                  " is not a finite number; the weights or activations overflowed (try --dtype float32)"});
     own[i]->id = tokens[i].id;
     own[i]->logprob = tokens[i].logprob;
   }
   return others;
 }
 
+// The tokens of one sequence, in order, as far as they are those of its draft.
+void generator::impl::draw_run(std::span<drawn* const> run) const {
+  for (auto* d : run) {
+    draw_one(*d, logits.data() + std::size_t(d->host_row) * std::size_t(model->config().vocab_size));
+    const auto& draft = d->from->draft;
+    if (d->failure || std::size_t(d->offset) >= draft.size() || d->id != draft[std::size_t(d->offset)])
+      return;
+  }
+}
+
 void generator::impl::draw_on_host(std::span<drawn* const> draws) {
-  const auto vocab = std::size_t(model->config().vocab_size);
-  const auto draw = [&](std::int64_t i) {
-    drawn& d = *draws[std::size_t(i)];
-    draw_one(d, logits.data() + std::size_t(d.host_row) * vocab);
-  };
+  std::vector<std::span<drawn* const>> runs;
+  for (std::size_t begin = 0, end = 0; begin < draws.size(); begin = end) {
+    for (end = begin + 1; end < draws.size() && draws[end]->offset > 0;)
+      ++end;
+    runs.push_back(draws.subspan(begin, end - begin));
+  }
+  const auto draw = [&](std::int64_t i) { draw_run(runs[std::size_t(i)]); };
   if (options.parallel_for)
-    options.parallel_for(std::int64_t(draws.size()), draw);
+    options.parallel_for(std::int64_t(runs.size()), draw);
   else
-    for (std::size_t i = 0; i < draws.size(); ++i)
+    for (std::size_t i = 0; i < runs.size(); ++i)
       draw(std::int64_t(i));
-  for (const auto* d : draws)
-    if (d->failure)
-      std::rethrow_exception(d->failure);
 }
 
 void generator::impl::run(const scheduled_pass& pass, std::vector<drawn>& draws) {
@@ -269,7 +314,10 @@ void generator::impl::emit(request_state& state, std::int64_t index, std::vector
   out.push_back({state.request.id, index, std::move(s.result), s.stops ? s.stops->position() : std::string::npos, std::move(s.top)});
 }
 
-void generator::impl::accept(const drawn& d, std::vector<generation_output>& out) {
+// -> whether the sample goes on.
+bool generator::impl::accept(const drawn& d, std::vector<generation_output>& out) {
+  if (d.failure)
+    std::rethrow_exception(d.failure);
   auto& state = *d.state;
   auto& s = state.samples[std::size_t(d.sample_index)];
   s.result.output_ids.push_back(d.id);
@@ -278,12 +326,14 @@ void generator::impl::accept(const drawn& d, std::vector<generation_output>& out
   s.top.insert(s.top.end(), d.top.begin(), d.top.end());
   if (state.request.on_token)
     state.request.on_token({state.request.id, d.sample_index, {d.id, d.logprob}, d.top});
-  if (has_penalty(state.request.params))
-    ++s.drawn[d.id];
+  if (drafter)
+    drafter->append(state.request.id, d.sample_index, d.id);
   if (ended(state, s)) {
     emit(state, d.sample_index, out);
     plan->finish_sample(*state.prompt, d.first ? nullptr : d.from);
-  } else if (d.first) {
+    return false;
+  }
+  if (d.first) {
     auto next = std::make_unique<sequence>();
     next->prompt = state.prompt;
     next->sample_index = d.sample_index;
@@ -292,9 +342,30 @@ void generator::impl::accept(const drawn& d, std::vector<generation_output>& out
   } else {
     d.from->output_ids.push_back(d.id);
   }
+  return true;
+}
+
+// Takes the draws of one sequence from `first` on as far as they count -> the next sequence's first. A draft's keys and values
+// beyond that are overwritten by what comes.
+std::size_t generator::impl::accept_run(std::vector<drawn>& draws, std::size_t first, std::vector<generation_output>& out) {
+  const drawn& begin = draws[first];
+  const auto draft = begin.first ? std::vector<std::int32_t>() : std::exchange(begin.from->draft, {});
+  std::size_t taken = 0;
+  while (accept(draws[first + taken], out) && taken < draft.size() && draws[first + taken].id == draft[taken]) {
+    ++taken;
+    ++begin.from->cached;
+  }
+  if (!draft.empty()) {
+    counts.drafted += std::int64_t(draft.size());
+    counts.accepted += std::int64_t(taken);
+    drafter->settle(begin.state->request.id, begin.sample_index, std::int64_t(taken));
+  }
+  return first + draft.size() + 1;
 }
 
 void generator::impl::forget(std::uint64_t id) {
+  if (drafter)
+    drafter->end(id);
   by_prompt.erase(requests.at(id).prompt.get());
   requests.erase(id);
 }
@@ -319,8 +390,10 @@ generator::generator(std::shared_ptr<causal_lm> model, std::shared_ptr<const tok
     : impl_(std::make_unique<impl>()) {
   auto& self = *impl_;
   const auto& config = model->config();
-  if (options.max_num_seqs < 1 || options.max_batch_tokens < 1 || options.cache_blocks < 0)
-    throw error{errc::bad_usage, "generator: max_num_seqs and max_batch_tokens must be at least 1, cache_blocks at least 0"};
+  if (options.max_num_seqs < 1 || options.max_batch_tokens < 1 || options.cache_blocks < 0 ||
+      options.speculative.num_speculative_tokens < 0)
+    throw error{errc::bad_usage,
+                "generator: max_num_seqs and max_batch_tokens must be at least 1, cache_blocks and num_speculative_tokens at least 0"};
   if (options.max_sequence == 0 || options.max_sequence > config.max_position_embeddings)
     options.max_sequence = config.max_position_embeddings;
   if (options.cache_blocks == 0)
@@ -329,6 +402,8 @@ generator::generator(std::shared_ptr<causal_lm> model, std::shared_ptr<const tok
     options.eos_token_ids = config.eos_token_ids;
   self.cache = model->make_cache(std::int32_t(options.cache_blocks));
   self.plan = std::make_unique<scheduler>(self.cache->n_blocks(), options.max_num_seqs, options.max_batch_tokens);
+  if (options.speculative.num_speculative_tokens > 0)
+    self.drafter = std::make_unique<suffix_drafter>();
   self.model = std::move(model);
   self.tok = std::move(tok);
   self.options = std::move(options);
@@ -357,6 +432,8 @@ void generator::add(generation_request request) {
   state.prompt->unfinished = request.n;
   state.prompt->expected = request.expected_tokens;
   state.request = std::move(request);
+  if (self.drafter)
+    self.drafter->begin(id, state.prompt->ids, state.request.n);
   self.by_prompt[state.prompt.get()] = &state;
   self.plan->add_prompt(state.prompt);
 }
@@ -370,17 +447,18 @@ std::vector<generation_output> generator::step() {
     return out;
   if (!self.cache)
     throw error{errc::failed, "generator: it is asleep; wake it before the next step"};
-  const auto& pass = self.plan->next();
+  const auto& pass = self.plan_pass();
   for (const auto& [from, to] : pass.copies)
     self.cache->copy_block(from, to);
   auto draws = self.draws_of(pass);
   self.run(pass, draws);
   ++self.counts.passes;
   self.counts.rows += std::int64_t(pass.batch.ids.size());
-  for (const auto& d : draws) {
+  for (std::size_t i = 0; i < draws.size();) {
+    const auto& d = draws[i];
     if (d.first && d.sample_index == 0)
       self.plan->prompt_done(*d.from);
-    self.accept(d, out);
+    i = self.accept_run(draws, i, out);
     if (d.state->prompt->unfinished == 0)
       self.forget(d.state->request.id);
   }

@@ -12,12 +12,19 @@ namespace troupe {
 
 class tokenizer;
 
+/// Tokens that run before they are drawn: the drafter's guesses, each checked by the draw itself. Changes no result.
+struct speculative_options {
+  std::int64_t num_speculative_tokens = 0; // most of a sample and pass; 0: off
+  std::int64_t disable_by_batch_size = 16; // while more sequences run there is no draft: the pass has enough rows
+};
+
 struct generator_options {
   std::int64_t max_num_seqs = 256;      // sequences that run at once
   std::int64_t max_batch_tokens = 2048; // rows of one pass: decode rows first, prefill chunks fill up
   std::int64_t cache_blocks = 0; // 0: enough for max_num_seqs sequences of max_sequence tokens, within half of the memory that is free
   std::int64_t max_sequence = 0; // tokens; 0: the model's max_position_embeddings
   std::optional<std::vector<std::int32_t>> eos_token_ids = {}; // load_eos_token_ids; none: the model configuration's
+  speculative_options speculative = {};
   /// Calls f(i) for i in [0, n), on any threads; f does not throw. Empty: one after the other.
   std::function<void(std::int64_t n, const std::function<void(std::int64_t)>& f)> parallel_for = {};
 };
@@ -62,6 +69,7 @@ struct generator_counts {
   std::int64_t passes = 0, rows = 0;        // of the model; rows: tokens that went through it
   std::int64_t preemptions = 0;             // sequences that gave their blocks back and were computed again
   std::int64_t reused_prompt_tokens = 0;    // that an earlier request's blocks held
+  std::int64_t drafted = 0, accepted = 0;   // tokens that ran as drafts; those of them that were drawn
   std::int64_t blocks = 0, free_blocks = 0; // of the cache; those that are only kept for reuse are free
 };
 

@@ -49,12 +49,13 @@ protected:
     std::vector<generation_output> out;
     generate_all(g, std::move(requests), [&](generation_output&& o) { out.push_back(std::move(o)); });
     preemptions_ = g.counts().preemptions;
+    accepted_ = g.counts().accepted;
     return out;
   }
 
   compute where_{GetParam().threads, best_isa(), GetParam().gpu};
   std::shared_ptr<causal_lm> model_;
-  std::int64_t preemptions_ = 0;
+  std::int64_t preemptions_ = 0, accepted_ = 0;
 };
 
 TEST_P(generator_on_a_model, the_learners_pass_gives_the_same_bits) {
@@ -83,6 +84,21 @@ TEST_P(generator_on_a_model, company_and_preemption_change_no_bit) {
   ASSERT_EQ(got.size(), want.size());
   for (std::size_t i = 0; i < want.size(); ++i)
     EXPECT_EQ(got[i].result, want[i].result) << i;
+}
+
+TEST_P(generator_on_a_model, drafts_change_no_bit) {
+  auto all = requests();
+  for (auto& r : all)
+    r.params.temperature = 0.2; // so that a random model repeats itself
+  const auto want = run({.max_num_seqs = 16, .cache_blocks = 64}, all);
+  EXPECT_EQ(accepted_, 0);
+  for (const std::int64_t blocks : {64, 9}) {
+    const auto got = run({.max_num_seqs = 4, .max_batch_tokens = 50, .cache_blocks = blocks, .speculative = {6, 4}}, all);
+    EXPECT_GT(accepted_, 10);
+    ASSERT_EQ(got.size(), want.size());
+    for (std::size_t i = 0; i < want.size(); ++i)
+      EXPECT_EQ(got[i].result, want[i].result) << i;
+  }
 }
 
 TEST_P(generator_on_a_model, common_beginnings_and_sleep_change_no_bit) {

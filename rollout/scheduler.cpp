@@ -311,37 +311,67 @@ void scheduler::clear_pass() {
   batch.n_blocks = blocks_.n_blocks();
 }
 
-void scheduler::append(sequence& s, std::int32_t rows) {
+// A segment without its tokens.
+void scheduler::append_segment(const sequence& s, std::int32_t position, std::int32_t rows) {
   auto& batch = pass_.batch;
   const auto begin = std::int32_t(batch.ids.size());
-  for (std::int32_t i = 0; i < rows; ++i) {
-    batch.ids.push_back(s.token(s.cached + i));
-    batch.positions.push_back(s.cached + i);
-  }
-  segment seg{begin, begin + rows, s.cached, {}};
+  segment seg{begin, begin + rows, position, {}};
   if (!spare_.empty()) {
     seg.blocks = std::move(spare_.back());
     spare_.pop_back();
   }
-  seg.blocks.assign(s.blocks.begin(), s.blocks.begin() + blocks_for(s.cached + rows));
+  seg.blocks.assign(s.blocks.begin(), s.blocks.begin() + blocks_for(position + rows));
   batch.segments.push_back(std::move(seg));
+}
+
+void scheduler::append(sequence& s, std::int32_t rows) {
+  auto& batch = pass_.batch;
+  append_segment(s, s.cached, rows);
+  for (std::int32_t i = 0; i < rows; ++i) {
+    batch.ids.push_back(s.token(s.cached + i));
+    batch.positions.push_back(s.cached + i);
+  }
   s.cached += rows;
   if (s.cached == s.size()) {
     pass_.ends.push_back(&s);
-    pass_.logit_rows.push_back(begin + rows - 1);
+    pass_.logit_rows.push_back(std::int32_t(batch.ids.size()) - 1);
   }
 }
 
-// One row of every sequence that continues, then of those with more to compute as much as fits.
-void scheduler::append_rows() {
+// Rows of a sample whose last token has been appended. Each is a segment of its own, as decoding passes have them.
+void scheduler::append_draft(sequence& s, std::vector<std::int32_t> draft) {
+  auto& batch = pass_.batch;
+  // Only blocks that nobody will miss in the next pass.
+  while (std::int32_t(s.blocks.size()) < blocks_for(s.size() + std::int64_t(draft.size())) && blocks_.n_free() > n_running())
+    s.blocks.push_back(allocate());
+  draft.resize(std::min(draft.size(), s.blocks.size() * std::size_t(kv_block_tokens) - std::size_t(s.size())));
+  for (std::size_t i = 0; i < draft.size(); ++i) {
+    const auto position = s.size() + std::int32_t(i);
+    append_segment(s, position, 1);
+    batch.ids.push_back(draft[i]);
+    batch.positions.push_back(position);
+    pass_.ends.push_back(&s);
+    pass_.logit_rows.push_back(std::int32_t(batch.ids.size()) - 1);
+  }
+  s.draft = std::move(draft);
+}
+
+// One row of every sequence that continues, with its draft, then of those with more to compute as much as fits.
+void scheduler::append_rows(const draft_source& draft) {
   chunks_.clear();
-  std::int64_t budget = max_batch_tokens_;
+  std::int64_t budget = max_batch_tokens_, spare = max_batch_tokens_ - n_running();
   for (auto& [at, s] : running_) {
+    s->draft.clear();
     if (s->size() - s->cached > 1) {
       chunks_.push_back(s.get());
     } else if (budget > 0) {
       append(*s, 1);
       --budget;
+      if (!draft || spare <= 0 || s->sample_index < 0)
+        continue;
+      append_draft(*s, draft(*s, spare));
+      spare -= std::int64_t(s->draft.size());
+      budget -= std::int64_t(s->draft.size());
     }
   }
   for (auto* s : chunks_) {
@@ -352,7 +382,7 @@ void scheduler::append_rows() {
   }
 }
 
-const scheduled_pass& scheduler::next() {
+const scheduled_pass& scheduler::next(const draft_source& draft) {
   clear_pass();
   for (auto& [at, s] : running_)
     index(*s);
@@ -363,7 +393,7 @@ const scheduled_pass& scheduler::next() {
     it = running_.upper_bound(at);
   }
   admit(pass_);
-  append_rows();
+  append_rows(draft);
   return pass_;
 }
 

@@ -4,6 +4,7 @@
 #include "rollout/prefix_index.hpp"
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <tuple>
@@ -33,18 +34,23 @@ struct sequence {
   std::int32_t indexed = 0;         // blocks that the prefix index knows, from the first
   prefix_index::chain chain = 0;    // of those
   std::uint64_t weights = 0;        // the scheduler's count of changes when the first block was computed
+  std::vector<std::int32_t> draft;  // of this pass: tokens that run after the last one as if they were drawn; not in size() or cached
   std::int32_t size() const { return std::int32_t(prompt->ids.size() + output_ids.size()); }
   std::int32_t token(std::int32_t position) const;
   std::array<std::int32_t, kv_block_tokens> tokens_of(std::int32_t block) const; // a full one
 };
 
-/// What to run next: first the copies, then the batch; `ends` are the sequences whose next token its logits give.
+/// What to run next: first the copies, then the batch; `ends` are the sequences whose next token its logits give, one with a
+/// draft again for every token of it.
 struct scheduled_pass {
   std::vector<std::pair<std::int32_t, std::int32_t>> copies; // blocks, from -> to, in order
   token_batch batch;
   std::vector<sequence*> ends;
   std::vector<std::int32_t> logit_rows; // [ends], ascending
 };
+
+/// Proposes at most `most` tokens to follow a sample's.
+using draft_source = std::function<std::vector<std::int32_t>(const sequence& s, std::int64_t most)>;
 
 /// Decides which rows run: sequences that continue first, then chunks of prompts, those expected to be longest and then the
 /// oldest first. When blocks run out the last gives its own back and is computed again later. Full blocks that were computed are found
@@ -62,8 +68,10 @@ public:
   void finish_sample(scheduled_prompt& prompt, sequence* s);
   /// Gives up a prompt and all its sequences.
   void remove(scheduled_prompt& prompt);
-  /// The next pass, which must have run when another member is called; valid until next() is called again.
-  const scheduled_pass& next();
+  /// The next pass, which must have run when another member is called; valid until next() is called again. Samples that
+  /// continue are given drafts where rows and free blocks are left.
+  const scheduled_pass& next(const draft_source& draft = {});
+  std::int64_t n_running() const { return std::int64_t(running_.size()); }
   /// Keys and values of before may not be found any more; those of sequences under way stay theirs.
   void weights_changed();
   /// Every sequence gives its blocks back and is computed again. All blocks are free then, and none is known.
@@ -102,7 +110,9 @@ private:
   void attach_tail(sequence& s, scheduled_pass& pass);
   void clear_pass();
   void append(sequence& s, std::int32_t rows);
-  void append_rows();
+  void append_draft(sequence& s, std::vector<std::int32_t> draft);
+  void append_segment(const sequence& s, std::int32_t position, std::int32_t rows);
+  void append_rows(const draft_source& draft);
 
   block_allocator blocks_;
   prefix_index prefixes_;
