@@ -2,16 +2,19 @@
 //   bench_speculative [DIR [DTYPE [TEMPERATURE [TOKENS [BATCH...]]]]]      default: models/smollm2-135m bfloat16 1.0 256 1 2 4 8
 // Three prompts, one after the other, BATCH samples each, at most TOKENS new tokens, num_speculative_tokens 8. Two epochs: the second's
 // draws are others, and its drafts come from the first's responses too; the weights stay, so the second is the best case.
-// acceptance = accepted / drafted tokens; tokens_per_pass = output tokens / passes / BATCH; speedup = plain seconds / drafted seconds.
-// Every result is compared with the plain one; a difference ends the program.
+// acceptance = accepted / drafted tokens; pass_ratio = plain passes / passes; speedup = plain seconds / drafted seconds, and cpu_speedup
+// the same of the process's CPU seconds, which other work on the machine changes less (with one thread: taskset -c 0). Every result is
+// compared with the plain one; a difference ends the program.
 #include "core/allocator.hpp"
 #include "model/compute.hpp"
 #include "model/kernels/thread_pool.hpp"
 #include "model/registry.hpp"
 #include "model/tokenizer/tokenizer.hpp"
 #include "rollout/generate_all.hpp"
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <string>
 #include <vector>
 
@@ -33,7 +36,7 @@ struct work {
 
 struct outcome {
   std::vector<sample> samples;
-  double seconds = 0;
+  double seconds = 0, cpu_seconds = 0;
   std::int64_t tokens = 0, passes = 0, drafted = 0, accepted = 0;
 };
 
@@ -41,6 +44,7 @@ outcome epoch(generator& g, const work& w, std::int64_t batch, std::uint32_t ste
   outcome out;
   const auto before = g.counts();
   const auto begin = std::chrono::steady_clock::now();
+  const auto cpu_begin = std::clock();
   for (std::size_t i = 0; i < w.prompt_ids.size(); ++i) {
     generation_request r;
     r.prompt_ids = w.prompt_ids[i];
@@ -54,6 +58,7 @@ outcome epoch(generator& g, const work& w, std::int64_t batch, std::uint32_t ste
     });
   }
   out.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  out.cpu_seconds = double(std::clock() - cpu_begin) / CLOCKS_PER_SEC;
   const auto after = g.counts();
   out.passes = after.passes - before.passes;
   out.drafted = after.drafted - before.drafted;
@@ -74,13 +79,14 @@ bool measure(const std::shared_ptr<causal_lm>& model, compute& where, const std:
       std::fprintf(stderr, "batch %d, epoch %u: drafts changed a result\n", int(batch), step);
       return false;
     }
+    const double acceptance = double(got.accepted) / double(std::max<std::int64_t>(1, got.drafted));
     std::printf(
-        "{\"batch\": %d, \"epoch\": %u, \"temperature\": %g, \"output_tokens\": %d, \"plain_passes\": %d, \"passes\": %d, \"drafted\": "
-        "%d, \"acceptance\": %.2f, \"tokens_per_pass\": %.2f, \"plain_tokens_per_second\": %.1f, \"tokens_per_second\": %.1f, "
-        "\"speedup\": %.2f}\n",
-        int(batch), step, w.temperature, int(got.tokens), int(want.passes), int(got.passes), int(got.drafted),
-        double(got.accepted) / double(std::max<std::int64_t>(1, got.drafted)), double(got.tokens) / double(got.passes) / double(batch),
-        double(want.tokens) / want.seconds, double(got.tokens) / got.seconds, want.seconds / got.seconds);
+        "{\"batch\": %d, \"epoch\": %u, \"temperature\": %g, \"output_tokens\": %d, \"plain_passes\": %d, \"passes\": %d, \"pass_ratio\": "
+        "%.2f, \"drafted\": %d, \"acceptance\": %.2f, \"plain_tokens_per_second\": %.1f, \"tokens_per_second\": %.1f, \"speedup\": %.2f, "
+        "\"cpu_speedup\": %.2f}\n",
+        int(batch), step, w.temperature, int(got.tokens), int(want.passes), int(got.passes), double(want.passes) / double(got.passes),
+        int(got.drafted), acceptance, double(want.tokens) / want.seconds, double(got.tokens) / got.seconds, want.seconds / got.seconds,
+        want.cpu_seconds / got.cpu_seconds);
     std::fflush(stdout);
   }
   return true;
