@@ -25,12 +25,12 @@ shared_layout learner_layout(const config& cfg) {
   return {{int(l.pipeline_parallel_size), int(l.data_parallel_size), int(l.tensor_parallel_size)}, l.sequence_parallel, 0};
 }
 
-std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, compute& where) {
+std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, compute& where, const load_progress& progress) {
   shared_layout layout = learner_layout(cfg);
   if (generates)
     layout.generating_tp = int(cfg.rollout.tensor_parallel_size);
   auto model = make_shared_model(load_model_config(cfg.model.path), {compute_type(cfg), true, cfg.model.trainable, nullptr}, layout, where);
-  load_weights(*model, cfg.model.path);
+  load_weights(*model, cfg.model.path, {&where, progress});
   return model;
 }
 
@@ -43,7 +43,7 @@ rank_models load_policy_part(const config& cfg, process_ranks& ranks, compute& w
   rank_models out;
   out.whole = make_process_model("policy", load_model_config(cfg.model.path), {compute_type(cfg), true, cfg.model.trainable, nullptr},
                                  cfg.learner.sequence_parallel, ranks, where, &out.own);
-  load_weights(*out.own, cfg.model.path);
+  load_weights(*out.own, cfg.model.path, {&where});
   return out;
 }
 
@@ -61,12 +61,12 @@ static std::string reference_path(const config& cfg) {
 }
 
 // On the learner's ranks: at step 0 the KL of equal models is then 0 to the last bit.
-std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where) {
+std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where, const load_progress& progress) {
   const std::string path = reference_path(cfg);
   if (path.empty())
     return nullptr;
   auto model = make_shared_model(load_model_config(path), {compute_type(cfg), false, {}, nullptr}, learner_layout(cfg), where);
-  load_weights(*model, path);
+  load_weights(*model, path, {&where, progress});
   return model;
 }
 
@@ -77,14 +77,14 @@ std::shared_ptr<causal_lm> load_reference_part(const config& cfg, process_ranks&
   std::shared_ptr<causal_lm> own;
   auto model = make_process_model("reference", load_model_config(path), {compute_type(cfg), false, {}, nullptr},
                                   cfg.learner.sequence_parallel, ranks, where, &own);
-  load_weights(*own, path);
+  load_weights(*own, path, {&where});
   return model;
 }
 
-std::shared_ptr<causal_lm> load_teacher(const config& cfg, compute& where) {
+std::shared_ptr<causal_lm> load_teacher(const config& cfg, compute& where, const load_progress& progress) {
   if (cfg.run.task != run_task::distill)
     return nullptr;
-  return load_model(cfg.distill.teacher, {compute_type(cfg), false, {}, nullptr}, where);
+  return load_model(cfg.distill.teacher, {compute_type(cfg), false, {}, nullptr}, where, progress);
 }
 
 } // namespace troupe

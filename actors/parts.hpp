@@ -16,7 +16,7 @@ dtype compute_type(const config& cfg);
 generator_options make_generator_options(const config& cfg, const model_config& model, std::vector<std::int32_t> end_tokens,
                                          compute& where);
 /// The policy with masters and gradients, from model.path, on the learner's ranks; generates: the rollout runs on it too.
-std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, compute& where);
+std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, compute& where, const load_progress& progress = {});
 /// The rollout's model on its ranks, weights zero.
 std::shared_ptr<causal_lm> make_rollout_model(const config& cfg, const model_config& model, compute& where);
 /// Of the processes that share a model, one's part of it and the whole that it makes with the others.
@@ -29,8 +29,8 @@ rank_models load_policy_part(const config& cfg, process_ranks& ranks, compute& w
 std::shared_ptr<causal_lm> load_reference_part(const config& cfg, process_ranks& ranks, compute& where);
 rank_models make_rollout_part(const config& cfg, const model_config& model, process_ranks& ranks, compute& where);
 /// The reference model, null unless a KL is asked for.
-std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where);
+std::shared_ptr<causal_lm> load_reference(const config& cfg, compute& where, const load_progress& progress = {});
 /// The teacher of run.task = "distill", frozen, from distill.teacher, on one rank; null for another task.
-std::shared_ptr<causal_lm> load_teacher(const config& cfg, compute& where);
+std::shared_ptr<causal_lm> load_teacher(const config& cfg, compute& where, const load_progress& progress = {});
 
 } // namespace troupe

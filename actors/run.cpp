@@ -176,8 +176,9 @@ void watch(control& host, const coordinator_actor& coordinator, const held_signa
 void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   const held_signals signals;
   compute where(in.threads, in.which, in.gpu);
-  const auto model = load_policy(in.cfg, true, where);
-  const auto reference = load_reference(in.cfg, where);
+  const load_progress loading = [&](std::uint64_t read, std::uint64_t all) { outputs.loading(read, all); };
+  const auto model = load_policy(in.cfg, true, where, loading);
+  const auto reference = load_reference(in.cfg, where, loading);
   central_parts parts(in, outputs);
   const std::shared_ptr<weights_source> source = make_shared_source(model);
   const auto batches = std::make_shared<inbox<std::vector<scored_group>>>();

@@ -15,6 +15,11 @@ public:
   virtual void record(std::uint32_t step, const metric_map& metrics) = 0;
   /// `done` of `wanted` groups of a step (validation: after that many updates) are scored.
   virtual void progress(std::uint32_t step, bool validation, std::uint32_t done, std::uint32_t wanted) = 0;
+  /// Of a model that this process loads, in bytes.
+  virtual void loading(std::uint64_t read, std::uint64_t all) {
+    (void)read;
+    (void)all;
+  }
   virtual void log(const std::string& line) = 0;
 };
 

@@ -29,8 +29,8 @@ public:
   /// ranks: the processes that share the model, of which this is the first; null: this one has it alone.
   supervised_loop(const run_inputs& in, run_outputs& outputs, const std::atomic<bool>& stop, process_ranks* ranks = nullptr)
       : in_(in), outputs_(outputs), stop_(stop), where_(in.threads, in.which, in.gpu),
-        learner_(in.cfg, ranks ? load_policy_part(in.cfg, *ranks, where_).whole : load_policy(in.cfg, false, where_),
-                 load_teacher(in.cfg, where_), in.total_steps, where_),
+        learner_(in.cfg, ranks ? load_policy_part(in.cfg, *ranks, where_).whole : load_policy(in.cfg, false, where_, loading()),
+                 load_teacher(in.cfg, where_, loading()), in.total_steps, where_),
         sampler_(in.sft_train.size(), std::uint64_t(in.cfg.data.train_batch_size), in.cfg.run.seed, in.cfg.data.shuffle) {
     for (const auto& row : in.sft_val)
       validation_.push_back(&row);
@@ -48,6 +48,9 @@ public:
   }
 
 private:
+  load_progress loading() const {
+    return [&outputs = outputs_](std::uint64_t read, std::uint64_t all) { outputs.loading(read, all); };
+  }
   std::int64_t done() const { return learner_.steps_done(); }
 
   void restore() {

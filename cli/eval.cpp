@@ -2,6 +2,7 @@
 #include "actors/run_data.hpp"
 #include "actors/summary.hpp"
 #include "cli/command.hpp"
+#include "cli/loading.hpp"
 #include "cli/validate.hpp"
 #include "core/error.hpp"
 #include "experience/reward.hpp"
@@ -21,7 +22,7 @@ struct eval_options {
 /// The validation of a run before its first step: the same draws, the same numbers.
 metric_map evaluate(const validated_run& run, compute& where) {
   const config& cfg = run.cfg;
-  const auto model = load_model(cfg.model.path, {compute_type(cfg), false, {}}, where);
+  const auto model = load_model(cfg.model.path, {compute_type(cfg), false, {}}, where, loading_line().progress());
   generator making(model, nullptr, make_generator_options(cfg, run.model, run.end_tokens, where));
   const auto reward = make_reward(cfg.reward);
   std::vector<std::vector<double>> rewards(run.val_rows.size(), std::vector<double>(std::size_t(cfg.validation.n)));
@@ -42,7 +43,8 @@ metric_map evaluate(const validated_run& run, compute& where) {
 }
 
 metric_map evaluate_supervised(const validated_run& run, compute& where) {
-  supervised_learner learner(run.cfg, load_policy(run.cfg, false, where), load_teacher(run.cfg, where), 1, where);
+  supervised_learner learner(run.cfg, load_policy(run.cfg, false, where, loading_line().progress()),
+                             load_teacher(run.cfg, where, loading_line().progress()), 1, where);
   std::vector<const sft_row*> rows;
   for (const auto& row : run.sft_val)
     rows.push_back(&row);

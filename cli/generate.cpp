@@ -1,6 +1,7 @@
 #include "cli/command.hpp"
 #include "cli/interrupt.hpp"
 #include "cli/line_file.hpp"
+#include "cli/loading.hpp"
 #include "cli/requests.hpp"
 #include "cli/requests_sampling.hpp"
 #include "core/error.hpp"
@@ -126,7 +127,7 @@ int generate(generate_options& o) {
       read_generate_lines(o.input, make_prompt_encoder(*tok, chat.get()), {cfg.vocab_size, cfg.max_position_embeddings}, o.requests);
   model_options options;
   options.compute_type = compute_type(o.common, o.model);
-  const auto model = load_model(o.model, options, *where);
+  const auto model = load_model(o.model, options, *where, loading_line().progress());
   generator g(model, tok, options_for(o, lines, cfg, *where));
   line_file out(o.output);
   totals t;

@@ -1,5 +1,6 @@
 #pragma once
 #include "actors/run_host.hpp"
+#include "cli/loading.hpp"
 #include "core/config.hpp"
 #include <chrono>
 #include <cstdint>
@@ -20,6 +21,7 @@ public:
   void begin(std::uint32_t step) override;
   void record(std::uint32_t step, const metric_map& metrics) override;
   void progress(std::uint32_t step, bool validation, std::uint32_t done, std::uint32_t wanted) override;
+  void loading(std::uint64_t read, std::uint64_t all) override { loading_.show(read, all); }
   void log(const std::string& line) override; // any thread
   /// Ends the bar's line.
   void close();
@@ -36,6 +38,7 @@ private:
   double trained_seconds_ = 0;
   std::FILE* log_ = nullptr;
   std::mutex log_mutex_;
+  loading_line loading_;
   std::unique_ptr<metric_sink> sink_;
 };
 

@@ -1,6 +1,7 @@
 #include "cli/command.hpp"
 #include "cli/interrupt.hpp"
 #include "cli/line_file.hpp"
+#include "cli/loading.hpp"
 #include "cli/requests.hpp"
 #include "core/error.hpp"
 #include "model/batch.hpp"
@@ -52,7 +53,7 @@ int score(const score_options& o) {
   const auto lines = read_score_lines(o.input, {cfg.vocab_size, cfg.max_position_embeddings});
   model_options options;
   options.compute_type = compute_type(o.common, o.model);
-  const auto model = load_model(o.model, options, *where);
+  const auto model = load_model(o.model, options, *where, loading_line().progress());
   line_file out(o.output);
   const interrupt signals;
   for (std::size_t next = 0; next < lines.size();) {

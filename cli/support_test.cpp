@@ -1,4 +1,5 @@
 #include "cli/layer_map.hpp"
+#include "cli/loading.hpp"
 #include "cli/memory.hpp"
 #include "cli/report.hpp"
 #include "cli/validate.hpp"
@@ -51,6 +52,28 @@ protected:
   void TearDown() override { fs::remove_all(dir_); }
   fs::path dir_;
 };
+
+// What a loading_line writes of three calls.
+std::string loading_text(std::chrono::seconds after, bool terminal) {
+  std::FILE* out = std::tmpfile();
+  {
+    loading_line line(terminal ? out : nullptr, after);
+    line.show(1'500'000'000, 6'400'000'000);
+    line.show(6'300'000'000, 6'400'000'000);
+    line.show(6'400'000'000, 6'400'000'000);
+  }
+  std::string text(std::size_t(std::ftell(out)), '\0');
+  std::rewind(out);
+  EXPECT_EQ(std::fread(text.data(), 1, text.size(), out), text.size());
+  std::fclose(out);
+  return text;
+}
+
+TEST(loading_line, is_shown_when_it_takes_long_and_erased_at_the_end) {
+  EXPECT_EQ(loading_text(std::chrono::seconds(0), true), "\r\033[Kloading 1.5 of 6.4 GB\r\033[Kloading 6.3 of 6.4 GB\r\033[K");
+  EXPECT_EQ(loading_text(std::chrono::seconds(3600), true), "");
+  EXPECT_EQ(loading_text(std::chrono::seconds(0), false), "") << "no terminal";
+}
 
 TEST_F(cli_support, expected_tensors_are_the_models_parameters) {
   compute where(1);

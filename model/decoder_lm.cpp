@@ -1,6 +1,7 @@
 #include "model/decoder_lm.hpp"
 #include "core/error.hpp"
 #include "model/kernels/thread_pool.hpp"
+#include "model/zero_pages.hpp"
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <algorithm>
@@ -132,10 +133,10 @@ void decoder_lm<T>::place(weight& w) {
   const bool copy = tp_.rank() % w.replicas != 0 || (parts_.head && &w == parts_.head->copied());
   if (options_.parallel && options_.parallel->place)
     return options_.parallel->place(w, copy);
-  w.value = at::zeros(w.shape, sizeof(T) == 2 ? at::kBFloat16 : at::kFloat);
+  w.value = zero_pages(w.shape, sizeof(T) == 2 ? at::kBFloat16 : at::kFloat);
   if (w.trainable) {
-    w.master = sizeof(T) == 4 ? w.value : at::zeros(w.shape, at::kFloat);
-    w.grad = at::zeros(w.shape, at::kFloat);
+    w.master = sizeof(T) == 4 ? w.value : zero_pages(w.shape, at::kFloat);
+    w.grad = zero_pages(w.shape, at::kFloat);
   }
   parameter p;
   p.name = w.name;

@@ -3,12 +3,10 @@
 #include "model/adapter_block.hpp"
 #include "model/decoder_lm.hpp"
 #include "model/parallel/stages.hpp"
-#include "model/weights/tensor_check.hpp"
 #ifdef TROUPE_CUDA
 #include "model/cuda/cuda_lm.hpp"
 #endif
 #include <algorithm>
-#include <cmath>
 
 namespace troupe {
 
@@ -87,47 +85,6 @@ std::shared_ptr<causal_lm> make_chain(const model_config& cfg, const model_optio
   return std::make_shared<decoder_lm<T>>(cfg, compose<T>(cfg, options), options, where);
 }
 
-// Reads a parameter's part of a tensor by its byte ranges: rows are one range, columns one a row. In pieces, so that no more than a
-// piece exists twice.
-class part_reader {
-public:
-  part_reader(const tensor_info& tensor, const parameter& p, dtype compute_type, const std::string& file)
-      : tensor_(tensor), p_(p), type_(compute_type), file_(file) {}
-  std::uint64_t read() {
-    const bool columns = p_.dim == 1 && p_.shape[1] != tensor_.shape[1];
-    const std::int64_t width = p_.shape.size() > 1 ? tensor_.shape[1] : 1, runs = columns ? p_.shape[0] : 1;
-    const std::int64_t length = columns ? p_.shape[1] : std::int64_t(p_.numel()), first = columns ? p_.begin : p_.begin * width;
-    for (std::int64_t r = 0; r < runs; ++r)
-      for (std::int64_t at = 0; at < length; at += piece)
-        take(first + r * width + at, r * length + at, std::min(piece, length - at));
-    return p_.numel() * size_of(tensor_.type);
-  }
-
-private:
-  static constexpr std::int64_t piece = 1 << 18;
-  void take(std::int64_t from, std::int64_t to, std::int64_t count) {
-    float* as_f32 = p_.master.data() + to;
-    if (p_.master.empty()) {
-      buffer_.resize(std::size_t(piece));
-      as_f32 = buffer_.data();
-    }
-    convert_elements(tensor_.type, tensor_.bytes.data() + std::size_t(from) * size_of(tensor_.type), dtype::f32,
-                     reinterpret_cast<std::byte*>(as_f32), std::size_t(count));
-    for (std::int64_t i = 0; i < count; ++i)
-      if (!std::isfinite(as_f32[i]))
-        throw error{errc::bad_input, file_ + ": tensor " + p_.name + " holds " + (std::isnan(as_f32[i]) ? "NaN" : "infinity") +
-                                         " at element " + std::to_string(from + i) + "; weights must be finite"};
-    std::byte* value = p_.value.data() + std::size_t(to) * size_of(type_);
-    if (static_cast<const void*>(as_f32) != static_cast<const void*>(value))
-      convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(as_f32), type_, value, std::size_t(count));
-  }
-  const tensor_info& tensor_;
-  const parameter& p_;
-  const dtype type_;
-  const std::string& file_;
-  std::vector<float> buffer_;
-};
-
 } // namespace
 
 std::vector<std::string> architectures() { return architecture_names(); }
@@ -152,23 +109,10 @@ std::shared_ptr<causal_lm> make_model(const model_config& cfg, const model_optio
   return options.compute_type == dtype::f32 ? make_chain<float>(cfg, options, where) : make_chain<bf16>(cfg, options, where);
 }
 
-std::uint64_t load_weights(causal_lm& model, const std::filesystem::path& dir) {
-  const safetensors_reader files{dir};
-  check_tensors(files, model.config());
-  check_tied_head(files, model.config());
-  std::uint64_t bytes = 0;
-  for (const parameter& p : model.parameters())
-    if (const tensor_info* found = files.find(p.name)) { // else optional, zero
-      bytes += part_reader(*found, p, model.compute_type(), dir.string()).read();
-      files.release(*found);
-    }
-  model.publish_values();
-  return bytes;
-}
-
-std::shared_ptr<causal_lm> load_model(const std::filesystem::path& dir, const model_options& options, compute& where) {
+std::shared_ptr<causal_lm> load_model(const std::filesystem::path& dir, const model_options& options, compute& where,
+                                      const load_progress& progress) {
   auto model = make_model(load_model_config(dir), options, where);
-  load_weights(*model, dir);
+  load_weights(*model, dir, {&where, progress});
   return model;
 }
 

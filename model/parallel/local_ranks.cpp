@@ -4,8 +4,8 @@
 #include "model/kernels/elementwise.hpp"
 #include "model/kernels/thread_pool.hpp"
 #include "model/parallel/data_parallel.hpp"
+#include "model/zero_pages.hpp"
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/zeros.h>
 #include <algorithm>
 #include <condition_variable>
 #include <map>
@@ -209,7 +209,7 @@ void local_ranks::make_tensors(const model_config& cfg, const model_options& opt
     whole_tensor t;
     const auto type = options.compute_type == dtype::bf16 ? at::kBFloat16 : at::kFloat;
     t.value =
-        values_of ? at::from_blob(values_of->parameters()[index_[spec.name]].value.data(), spec.shape, type) : at::zeros(spec.shape, type);
+        values_of ? at::from_blob(values_of->parameters()[index_[spec.name]].value.data(), spec.shape, type) : zero_pages(spec.shape, type);
     tensors_.push_back(std::move(t));
     parameter p;
     p.name = spec.name;
@@ -229,12 +229,12 @@ void local_ranks::place(int rank, weight& w, bool copy) {
     return;
   if (!t.trainable) {
     t.trainable = true;
-    t.master = t.value.scalar_type() == at::kFloat ? t.value : at::zeros(w.global_shape, at::kFloat);
-    t.grad = at::zeros(w.global_shape, at::kFloat);
+    t.master = t.value.scalar_type() == at::kFloat ? t.value : zero_pages(w.global_shape, at::kFloat);
+    t.grad = zero_pages(w.global_shape, at::kFloat);
   }
   w.master = view(t.master);
   const bool counts = !copy && dp_rank(rank) == 0;
-  w.grad = counts ? view(t.grad) : at::zeros(w.shape, at::kFloat);
+  w.grad = counts ? view(t.grad) : zero_pages(w.shape, at::kFloat);
   if (!copy)
     gradients_[std::size_t(rank)].push_back({&w, counts});
 }

@@ -3,6 +3,8 @@
 #include "model/parallel/rank_files.hpp"
 #include "model/parallel/test_support.hpp"
 #include "model/weights/safetensors.hpp"
+#include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <mutex>
 
@@ -32,6 +34,26 @@ void write_numbered(const model_config& cfg, const fs::path& dir, dtype type) {
                          convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(values.data()), type, to.data(), values.size());
                        }});
   write_safetensors(dir, tensors);
+}
+
+// Every tensor with element i equal to at(i).
+void write_numbers(const model_config& cfg, const fs::path& dir, dtype type, const std::function<double(std::int64_t)>& at) {
+  std::vector<tensor_to_make> tensors;
+  for (const auto& spec : tensors_of(cfg))
+    tensors.push_back({spec.name, type, spec.shape, [&, type](std::span<std::byte> to) {
+                         for (std::size_t i = 0; i * size_of(type) < to.size(); ++i) {
+                           const double value = at(std::int64_t(i));
+                           convert_elements(dtype::f64, reinterpret_cast<const std::byte*>(&value), type, to.data() + i * size_of(type), 1);
+                         }
+                       }});
+  write_safetensors(dir, tensors);
+}
+
+// An embedding of 800,000 numbers: several pieces for the threads that load it.
+model_config wide_table() {
+  model_config cfg = tiny_llama(1, true);
+  cfg.vocab_size = 20000;
+  return cfg;
 }
 
 std::shared_ptr<causal_lm> make_rank(const model_config& cfg, const rank_context& ranks, dtype type, bool training, compute& where) {
@@ -107,6 +129,61 @@ TEST(RankLoader, AStageReadsItsBlocksAlone) {
     EXPECT_TRUE(names.contains(spec.name));
   }
   EXPECT_EQ(bytes, whole + 61 * 40 * 2) << "the tied table is read by the first and the last stage";
+}
+
+// Pieces that several threads read give what one thread reads, whatever the types: subnormals, and float64 by way of float32.
+TEST(RankLoader, ThreadsReadWhatOneReads) {
+  const model_config cfg = wide_table();
+  for (const auto type : {dtype::f32, dtype::bf16, dtype::f16, dtype::f64}) {
+    const scratch_directory dir;
+    write_numbers(cfg, dir.path, type, [](std::int64_t i) { return i % 3 == 0 ? 1e-40 * double(i) : std::sin(double(i)) * 1.00000001; });
+    const safetensors_reader files(dir.path);
+    for (const auto compute_type : {dtype::f32, dtype::bf16})
+      for (const bool training : {false, true}) {
+        compute where(3), alone(1);
+        const auto model = make_model(cfg, {compute_type, training, {"*"}, nullptr}, where),
+                   other = make_model(cfg, {compute_type, training, {"*"}, nullptr}, alone);
+        std::uint64_t told = 0;
+        const auto bytes = load_weights(*model, dir.path, {&where, [&](std::uint64_t read, std::uint64_t all) {
+                                                             EXPECT_TRUE(told <= read && read <= all);
+                                                             told = read;
+                                                           }});
+        EXPECT_EQ(told, bytes);
+        EXPECT_EQ(load_weights(*other, dir.path), bytes);
+        for (std::size_t i = 0; i < model->parameters().size(); ++i) {
+          const parameter &a = model->parameters()[i], &b = other->parameters()[i];
+          const std::size_t n = a.numel();
+          std::vector<float> want(n);
+          std::vector<std::byte> value(a.value.size());
+          const tensor_info& tensor = *files.find(a.name);
+          convert_elements(tensor.type, tensor.bytes.data(), dtype::f32, reinterpret_cast<std::byte*>(want.data()), n);
+          convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(want.data()), compute_type, value.data(), n);
+          ASSERT_TRUE(std::equal(value.begin(), value.end(), a.value.begin(), a.value.end())) << a.name;
+          ASSERT_TRUE(std::equal(value.begin(), value.end(), b.value.begin(), b.value.end())) << a.name;
+          ASSERT_TRUE(!training || std::memcmp(a.master.data(), want.data(), n * 4) == 0) << a.name;
+        }
+      }
+  }
+}
+
+TEST(RankLoader, TheFirstNumberThatIsNotFiniteIsNamedWhoeverFindsIt) {
+  const model_config cfg = wide_table();
+  for (const auto type : {dtype::f32, dtype::bf16, dtype::f16, dtype::f64})
+    for (const std::int64_t first : {0, 4095, 262143, 700001}) {
+      const scratch_directory dir;
+      write_numbers(cfg, dir.path, type, [first](std::int64_t i) {
+        return i == first ? INFINITY : i > first && i % 1000 == 1 ? NAN : 1.0;
+      });
+      compute where(3);
+      try {
+        load_weights(*make_model(cfg, {dtype::bf16, false, {}, nullptr}, where), dir.path, {&where});
+        FAIL();
+      } catch (const error& e) {
+        EXPECT_NE(std::string(e.what()).find("model.embed_tokens.weight holds infinity at element " + std::to_string(first) + ";"),
+                  std::string::npos)
+            << e.what();
+      }
+    }
 }
 
 TEST(RankLoader, NamesWhatIsWrongInItsSlice) {

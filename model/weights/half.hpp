@@ -15,19 +15,14 @@ constexpr std::uint16_t f32_to_bf16(float value) noexcept {
   return std::uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+// Without branches, so that a loop of it becomes vector instructions. A subnormal is what 2^-14 and its mantissa exceed 2^-14 by.
 constexpr float f16_to_f32(std::uint16_t bits) noexcept {
-  const std::uint32_t sign = std::uint32_t(bits & 0x8000u) << 16;
-  std::uint32_t exponent = bits >> 10 & 0x1fu, mantissa = bits & 0x3ffu;
-  if (exponent == 0x1fu)
-    return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
-  if (exponent == 0) {
-    if (mantissa == 0)
-      return std::bit_cast<float>(sign);
-    const auto shift = std::uint32_t(std::countl_zero(mantissa)) - 21u; // brings the leading one to bit 10
-    mantissa = mantissa << shift & 0x3ffu;
-    return std::bit_cast<float>(sign | (113u - shift) << 23 | mantissa << 13);
-  }
-  return std::bit_cast<float>(sign | (exponent + 112u) << 23 | mantissa << 13);
+  constexpr std::uint32_t rebias = 112u << 23;
+  const std::uint32_t sign = std::uint32_t(bits & 0x8000u) << 16, exponent = bits & 0x7c00u, mantissa = bits & 0x3ffu;
+  const std::uint32_t normal = (std::uint32_t(bits & 0x7fffu) << 13) + rebias + (exponent == 0x7c00u) * rebias;
+  const auto subnormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>(113u << 23 | mantissa << 13) - 0x1p-14f);
+  const std::uint32_t is_subnormal = 0u - std::uint32_t(exponent == 0);
+  return std::bit_cast<float>(sign | (subnormal & is_subnormal) | (normal & ~is_subnormal));
 }
 
 constexpr std::uint16_t f32_to_f16(float value) noexcept {
