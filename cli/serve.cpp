@@ -1,6 +1,7 @@
 #include "actors/system.hpp"
 #include "cli/command.hpp"
 #include "cli/interrupt.hpp"
+#include "cli/loading.hpp"
 #include "cli/serve_api.hpp"
 #include "core/error.hpp"
 #include "core/files.hpp"
@@ -112,7 +113,7 @@ int serve(serve_command& o) {
   o.options.fingerprint = std::string("troupe-0.1.0-") + (type == dtype::bf16 ? "bfloat16" : "float32");
   o.options.request_limit = std::chrono::seconds(o.request_timeout);
   o.options.http.max_connections = std::size_t(o.max_num_seqs + o.options.max_queue) + 64;
-  const auto model = load_model(o.model, {.compute_type = type}, *where);
+  const auto model = load_model(o.model, {.compute_type = type}, *where, loading_line().progress());
   engine e(std::make_unique<generator>(model, tok, options_for(o, cfg, *where)), o.options.max_queue);
   serve_api api(o.options, e, {tok.get(), chat.get(), {cfg.vocab_size, cfg.max_position_embeddings}, o.options.max_queue, fresh_seeds(o)},
                 tok);

@@ -86,14 +86,17 @@ void remove_unbegun(const fs::path& dir) {
   if (fs::exists(dir / "metrics.jsonl", ignored))
     return;
   fs::remove(dir / "config.toml", ignored);
+  fs::remove(dir / "template_time.txt", ignored);
   fs::remove(dir / "log.txt", ignored);
   fs::remove(dir, ignored); // if it is empty
 }
 
 /// What a run that begins writes first. A directory that takes no files is wrong usage, and is left as it was.
-std::unique_ptr<train_outputs> open_outputs(const config& cfg, bool used, std::int64_t total_steps) {
+std::unique_ptr<train_outputs> open_outputs(const config& cfg, bool used, std::int64_t total_steps, std::time_t template_time) {
   const fs::path dir = cfg.run_dir();
   try {
+    if (!kept_template_time(cfg))
+      keep_template_time(cfg, template_time);
     write_file(dir / "config.toml", to_toml(cfg));
     return std::make_unique<train_outputs>(cfg, total_steps);
   } catch (const error& e) {
@@ -145,7 +148,7 @@ int train(const train_options& options) {
   }
   if (names_checkpoint(cfg))
     remove_later_checkpoints(cfg, step);
-  const auto outputs = open_outputs(cfg, used, run.total_steps);
+  const auto outputs = open_outputs(cfg, used, run.total_steps, run.template_time);
   for (const auto& warning : run.warnings)
     outputs->log("warning: " + warning);
   try {

@@ -1,6 +1,7 @@
 #include "cli/validate.hpp"
 #include "cli/memory.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "experience/reward.hpp"
 #include "model/layout.hpp"
 #include "model/parallel/stages.hpp"
@@ -8,6 +9,7 @@
 #include "model/weights/tensor_check.hpp"
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <system_error>
 
 namespace fs = std::filesystem;
@@ -203,13 +205,32 @@ validated_run validate_run(config cfg, run_purpose purpose) {
   check_reference(run);
   check_teacher(run);
   run.tok = tokenizer::load(dir);
-  run.chat = chat_template::load(dir);
+  run.template_time = kept_template_time(run.cfg).value_or(std::time(nullptr));
+  run.chat = chat_template::load(dir, run.template_time);
   load_rows(run, purpose);
   if (purpose == run_purpose::train)
     resolve_steps(run);
   add_warnings(run);
   return run;
 }
+
+static fs::path template_time_file(const config& cfg) { return cfg.run_dir() / "template_time.txt"; }
+
+std::optional<std::time_t> kept_template_time(const config& cfg) {
+  const fs::path file = template_time_file(cfg);
+  if (!fs::exists(file))
+    return std::nullopt;
+  const std::string text = read_file(file);
+  std::int64_t seconds = 0;
+  const auto end = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  if (end.ec != std::errc() || seconds < 0 || std::string_view(end.ptr, std::size_t(text.data() + text.size() - end.ptr)) != "\n")
+    throw error(errc::bad_input, file.string() +
+                                     ": must be one number, the seconds since 1970 that the run's chat template prints as its date; "
+                                     "restore it, or remove it to begin with today's");
+  return std::time_t(seconds);
+}
+
+void keep_template_time(const config& cfg, std::time_t time) { write_file(template_time_file(cfg), std::to_string(time) + "\n"); }
 
 bool check_run_directory(const config& cfg) {
   const fs::path dir = cfg.run_dir();

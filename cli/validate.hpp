@@ -6,6 +6,7 @@
 #include "model/tokenizer/chat_template.hpp"
 #include "model/tokenizer/tokenizer.hpp"
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,6 +24,7 @@ struct validated_run {
   std::vector<std::int32_t> end_tokens;
   std::shared_ptr<const tokenizer> tok;
   std::shared_ptr<const chat_template> chat;    // null when the model has none
+  std::time_t template_time = 0;                // strftime_now's: of the run's first start
   std::vector<prompt_row> train_rows, val_rows; // train_rows: empty for eval
   std::vector<sft_row> sft_train, sft_val;      // the same of `sft` and `distill`
   std::int64_t total_steps = 0;                 // run.total_epochs resolved
@@ -35,6 +37,10 @@ struct validated_run {
 /// Reads model directory (headers only), tokenizer, template and data, and checks them against the configuration.
 /// Throws troupe::error of the first fault, naming key, file, line or tensor. `check` and `train` refuse the same.
 validated_run validate_run(config cfg, run_purpose purpose = run_purpose::train);
+
+/// The time that the run's templates print, kept in its directory since its first start; nothing before that. Throws errc::bad_input.
+std::optional<std::time_t> kept_template_time(const config& cfg);
+void keep_template_time(const config& cfg, std::time_t time);
 
 /// Whether the run's directory may be written: fresh, or a run of this configuration that `run.resume` lets go on.
 /// Returns whether it has been used. Throws errc::bad_config: used with resume = "never", the keys that differ, a

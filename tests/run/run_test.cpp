@@ -1,3 +1,4 @@
+#include "core/files.hpp"
 #include "tests/run/run_fixture.hpp"
 #include <csignal>
 #include <fstream>
@@ -31,6 +32,43 @@ TEST_F(run_files, OneProcessRunLearnsAndIsRepeatable) {
   EXPECT_EQ(again.wait(whole_run), 0) << again.err();
   EXPECT_EQ(again.err(), "");
   expect_whole("again");
+}
+
+/// The prompt of a step's first rollout; the tiny tokenizer's ids are bytes.
+std::string first_prompt(const std::filesystem::path& run_dir, int step) {
+  std::ifstream in(run_dir / ("rollouts/step-00000" + std::to_string(step) + ".jsonl"));
+  std::string line, text;
+  std::getline(in, line);
+  for (const auto& id : nlohmann::json::parse(line)["input_ids"])
+    text += char(id.get<int>());
+  return text;
+}
+
+TEST_F(run_files, TheDateOfTheTemplateIsTheFirstStartsAlsoAfterAResume) {
+  const auto model = world().dir() / "dated-model", dir = world().run_dir("dated"), kept = dir / "template_time.txt";
+  std::filesystem::copy(world().dir() / "model", model);
+  write_file(model / "chat_template.jinja", "{{ strftime_now('%s') }}");
+  const std::vector<std::string> settings = {"model.path=" + model.string(), "data.chat_template=always", "run.val_before_train=false"};
+  const auto train = [&](const char* steps) {
+    auto all = settings;
+    all.push_back(std::string("run.total_steps=") + steps);
+    auto p = start("dated", all);
+    const int code = p.wait(whole_run);
+    EXPECT_EQ(p.err(), "") << code;
+    return code;
+  };
+  ASSERT_EQ(train("1"), 0);
+  EXPECT_EQ(first_prompt(dir, 1) + "\n", file_bytes(kept));
+  write_file(kept, "1000000000\n"); // as if it had begun then
+  ASSERT_EQ(train("2"), 0);
+  EXPECT_EQ(first_prompt(dir, 2), "1000000000");
+  EXPECT_EQ(file_bytes(kept), "1000000000\n");
+  write_file(kept, "yesterday\n");
+  auto all = settings;
+  all.push_back("run.total_steps=3");
+  auto p = start("dated", all);
+  EXPECT_EQ(p.wait(whole_run), 2);
+  EXPECT_NE(p.err().find("template_time.txt: must be one number"), std::string::npos) << p.err();
 }
 
 TEST_F(run_files, FinishedRunIsLeftAlone) {
