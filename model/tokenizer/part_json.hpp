@@ -21,17 +21,32 @@ inline std::string brief(const nlohmann::json& value) {
   return text;
 }
 
-/// A file's JSON object; Json: nlohmann::json, or ordered_json where the keys' order counts.
+/// A JSON object; Json: nlohmann::json, or ordered_json where the keys' order counts. Bounded in size and depth: several times what
+/// the largest tokenizers have.
 template <class Json = nlohmann::json>
-Json object_in(const std::filesystem::path& file) {
+Json parse_object(std::string_view text, const std::string& name) {
+  constexpr std::size_t max_bytes = 128u << 20;
+  constexpr int max_nesting = 256;
+  if (text.size() > max_bytes)
+    throw error(errc::bad_input, name + ": " + std::to_string(text.size()) + " bytes; at most " + std::to_string(max_bytes) + " are read");
   try {
-    auto root = Json::parse(read_file(file));
+    auto root = Json::parse(text, [&](int depth, typename Json::parse_event_t, Json&) {
+      if (depth > max_nesting)
+        throw error(errc::bad_input, name + ": nested deeper than " + std::to_string(max_nesting) + " levels");
+      return true;
+    });
     if (root.is_object())
       return root;
   } catch (const nlohmann::json::exception& e) {
-    throw error(errc::bad_input, file.string() + ": not JSON: " + e.what());
+    throw error(errc::bad_input, name + ": not JSON: " + e.what());
   }
-  throw error(errc::bad_input, file.string() + ": must be a JSON object");
+  throw error(errc::bad_input, name + ": must be a JSON object");
+}
+
+/// The same of a file.
+template <class Json = nlohmann::json>
+Json object_in(const std::filesystem::path& file) {
+  return parse_object<Json>(read_file(file), file.string());
 }
 
 inline std::string type_of(const nlohmann::json& part, const std::string& where) {

@@ -271,11 +271,15 @@ void regex::for_each(std::string_view text, const std::function<void(std::size_t
 }
 
 std::string regex::replaced(std::string_view text, std::string_view content) const {
+  constexpr std::size_t max_bytes = 256u << 20;
   std::string out;
   std::size_t done = 0;
   if (!text.empty())
     for_each(text, [&](std::size_t begin, std::size_t end) {
       out.append(text, done, begin - done).append(content);
+      if (out.size() > max_bytes)
+        throw error(errc::bad_input, compiled_->where + ": replacing makes more than " + std::to_string(max_bytes) +
+                                         " bytes of a text of " + std::to_string(text.size()));
       done = end;
     });
   return out.append(text, done);

@@ -21,17 +21,6 @@ const nlohmann::json& section(const nlohmann::json& root, const char* key) {
   return it == root.end() ? absent : *it;
 }
 
-nlohmann::json parse_root(std::string_view text, const std::string& name) {
-  try {
-    auto root = nlohmann::json::parse(text);
-    if (root.is_object())
-      return root;
-  } catch (const nlohmann::json::exception& e) {
-    throw error(errc::bad_input, name + ": not JSON: " + e.what());
-  }
-  throw error(errc::bad_input, name + ": must be a JSON object");
-}
-
 const nlohmann::json& read_model(const nlohmann::json& root, const std::string& name) {
   const auto& model = section(root, "model");
   if (!model.is_object())
@@ -150,7 +139,7 @@ std::shared_ptr<const tokenizer> tokenizer::load(const std::filesystem::path& di
 
 std::shared_ptr<const tokenizer> tokenizer::parse(std::string_view json_text, const std::string& name) {
   std::shared_ptr<tokenizer> made(new tokenizer);
-  made->impl_ = std::make_unique<impl>(parse_root(json_text, name), name);
+  made->impl_ = std::make_unique<impl>(part_json::parse_object(json_text, name), name);
   return made;
 }
 

@@ -234,8 +234,22 @@ TEST(tokenizer, a_wrong_file_is_refused_by_name) {
   std::string deep;
   for (int i = 0; i < 100000; ++i)
     deep += "[";
-  EXPECT_NE(refusal(R"({"model": {"type": "BPE", "vocab": {}, "merges": [], "dropout": )" + deep + std::string(deep.size(), ']') + "}}"),
-            "");
+  EXPECT_EQ(refusal(R"({"model": {"type": "BPE", "vocab": {}, "merges": [], "dropout": )" + deep + std::string(deep.size(), ']') + "}}"),
+            "bad_input: t.json: nested deeper than 256 levels");
+  EXPECT_TRUE(refusal(std::string((128u << 20) + 1, '[')).starts_with("bad_input: t.json: 134217729 bytes; at most 134217728"));
+}
+
+TEST(tokenizer, a_normalizer_that_makes_too_much_is_refused) {
+  json file = json::parse(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": []})");
+  const json grow = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(1000, 'a')}};
+  file["normalizer"] = {{"type", "Sequence"}, {"normalizers", json::array({grow, grow, grow, grow})}};
+  try {
+    troupe::tokenizer::parse(file.dump(), "t.json")->encode("aa", true);
+    FAIL();
+  } catch (const troupe::error& e) {
+    EXPECT_EQ(e.code(), troupe::errc::bad_input);
+    EXPECT_TRUE(std::string(e.what()).starts_with("t.json: normalizer.normalizers[3].pattern: replacing makes more than")) << e.what();
+  }
 }
 
 // A tokenizer.json with bytes changed, cut or swapped reads and encodes, or is refused.
