@@ -39,7 +39,8 @@ std::string first_prompt(const std::filesystem::path& run_dir, int step) {
   std::ifstream in(run_dir / ("rollouts/step-00000" + std::to_string(step) + ".jsonl"));
   std::string line, text;
   std::getline(in, line);
-  for (const auto& id : nlohmann::json::parse(line)["input_ids"])
+  const auto rollout = nlohmann::json::parse(line);
+  for (const auto& id : rollout["input_ids"])
     text += char(id.get<int>());
   return text;
 }
