@@ -4,42 +4,9 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
-#include <vector>
 
 namespace troupe {
-
-/// One tensor of a manifest, or one rank's part of it.
-struct manifest_entry {
-  std::string name;
-  dtype type = dtype::f32;
-  std::vector<std::int64_t> shape; // of the part
-  std::uint64_t n_bytes = 0;
-  bool trainable = false;
-  std::uint64_t checksum = 0; // of the bytes of `version`
-  // As in `parameter`: the part is [begin, begin + shape[dim]) of the whole along dim; empty: it is the whole.
-  std::vector<std::int64_t> global_shape = {};
-  std::uint8_t dim = 0;
-  std::int64_t begin = 0;
-};
-
-/// What a holder of a version has.
-struct manifest {
-  weights_version version;
-  std::vector<manifest_entry> entries;
-};
-
-/// 64-bit checksum: little endian words mixed with their index and summed modulo 2^64; a last, partial word is padded with zeros.
-/// Ranges that begin at multiples of 8 bytes may be done in any order: their sums, each with its `first_word`, add up to the whole's.
-std::uint64_t weights_checksum(std::span<const std::byte> bytes, std::uint64_t first_word = 0);
-/// What the model's process holds, parts that another rank counts as its own (`parameter::copy`) left out.
-manifest make_manifest(causal_lm& model, weights_version version);
-/// The same for a later version: of the tensors that are not trainable the checksums stay.
-void update_manifest(manifest& m, causal_lm& model, weights_version version);
-std::string pack_manifest(const manifest& m);
-/// Sizes are checked against shapes and dtypes. Throws errc::bad_input.
-manifest unpack_manifest(std::string_view bytes);
 
 struct sync_result {
   weights_version version;
@@ -83,13 +50,14 @@ std::unique_ptr<weights_source> make_zmq_source(std::shared_ptr<causal_lm> model
 /// too, cut otherwise: what it needs of each source's tensors is brought, and no whole tensor is put together.
 std::unique_ptr<weights_sink> make_zmq_sink(const std::string& endpoint, std::shared_ptr<causal_lm> model, const std::string& secret);
 
-/// Processes with a GPU each, or parts of one: NCCL, from `parameter::device_value` to `device_value`, the host's copies left as they are.
-/// Sinks that ask for a version at about the same time get it by one broadcast. Whole tensors, cut alike on both sides.
-/// The endpoint serves sinks of make_zmq_sink too. Throws errc::unsupported where this program is built without CUDA.
+/// How long a source over NCCL waits.
 struct nccl_limits {
   std::chrono::milliseconds transfer{60000}; // for all to join, and for a wait within: longer is slower than any link
   std::chrono::milliseconds window{200};     // for the other sinks that lack the version to ask for it too
 };
+/// Processes with a GPU each, or parts of one: NCCL, from `parameter::device_value` to `device_value`, the host's copies left as they are.
+/// Sinks that ask for a version at about the same time get it by one broadcast. Whole tensors, cut alike on both sides.
+/// The endpoint serves sinks of make_zmq_sink too (process_channel.cpp). Throws errc::unsupported where this program is built without CUDA.
 std::unique_ptr<weights_source> make_nccl_source(std::shared_ptr<causal_lm> model, const std::string& host, const std::string& secret,
                                                  const nccl_limits& limits = {});
 std::unique_ptr<weights_sink> make_nccl_sink(const std::string& endpoint, std::shared_ptr<causal_lm> model, const std::string& secret);

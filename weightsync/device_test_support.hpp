@@ -1,6 +1,7 @@
 #pragma once
 #include "model/kernels/cuda/memory.hpp"
 #include "weightsync/channel.hpp"
+#include "weightsync/manifest.hpp"
 #include "weightsync/test_support.hpp"
 
 namespace troupe {

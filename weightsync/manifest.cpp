@@ -1,6 +1,6 @@
+#include "weightsync/manifest.hpp"
 #include "core/binary.hpp"
 #include "core/error.hpp"
-#include "weightsync/channel.hpp"
 #include "weightsync/device.hpp"
 #include <algorithm>
 #include <limits>

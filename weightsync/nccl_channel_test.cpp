@@ -3,6 +3,7 @@
 #include "model/parallel/test_support.hpp"
 #include "weightsync/device.hpp"
 #include "weightsync/device_test_support.hpp"
+#include "weightsync/manifest.hpp"
 #include <csignal>
 
 namespace troupe {

@@ -3,6 +3,7 @@
 #include "weightsync/channel.hpp"
 #include "weightsync/connection.hpp"
 #include "weightsync/device.hpp"
+#include "weightsync/manifest.hpp"
 #include "weightsync/nccl_protocol.hpp"
 #include "weightsync/nccl_transfer.hpp"
 #include "weightsync/version_text.hpp"

@@ -1,6 +1,7 @@
 #include "core/error.hpp"
 #include "core/zmq_util.hpp"
 #include "weightsync/channel.hpp"
+#include "weightsync/manifest.hpp"
 #include "weightsync/nccl_protocol.hpp"
 #include "weightsync/nccl_transfer.hpp"
 #include "weightsync/version_text.hpp"

@@ -1,7 +1,7 @@
 #pragma once
 #include "model/causal_lm.hpp"
 #include "model/kernels/cuda/nccl.hpp"
-#include "weightsync/channel.hpp"
+#include "weightsync/manifest.hpp"
 #include <span>
 #include <vector>
 

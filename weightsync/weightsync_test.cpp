@@ -1,5 +1,6 @@
 #include "experience/test_util.hpp"
 #include "weightsync/channel.hpp"
+#include "weightsync/manifest.hpp"
 #include "weightsync/nccl_protocol.hpp"
 #include "weightsync/test_support.hpp"
 #include <csignal>

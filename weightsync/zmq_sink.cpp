@@ -2,6 +2,7 @@
 #include "core/zmq_util.hpp"
 #include "weightsync/channel.hpp"
 #include "weightsync/connection.hpp"
+#include "weightsync/manifest.hpp"
 #include "weightsync/version_text.hpp"
 #include "weightsync/zmq_protocol.hpp"
 #include <algorithm>

@@ -1,6 +1,7 @@
 #include "core/error.hpp"
 #include "core/zmq_util.hpp"
 #include "weightsync/channel.hpp"
+#include "weightsync/manifest.hpp"
 #include "weightsync/zmq_protocol.hpp"
 #include <algorithm>
 #include <array>

@@ -7,7 +7,8 @@
 namespace troupe {
 
 /// The model of make_model on the GPU that `where` names: the same causal_lm, with the arithmetic of model/kernels/cuda (docs/numerics.md).
-/// Optimizer, files and weight sync see the host's copies of its tensors; `parameter::device_value` is the GPU's.
+/// Optimizer and files see the host's copies of its tensors. `parameter::device_value` is what a pass reads: what is written there between
+/// two passes, as weights over NCCL are, counts at once.
 /// Throws errc::unsupported for a rank's part of a model, errc::failed when the GPU's memory does not suffice, saying what is needed.
 std::shared_ptr<causal_lm> make_cuda_model(const model_config& cfg, const model_options& options, compute& where);
 
