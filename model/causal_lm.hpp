@@ -50,11 +50,14 @@ public:
   virtual ~tape() = default;
 };
 
-/// A token that the model itself draws from a row of its logits, without rules or truncation.
+/// A token that the model itself draws from a row of its logits, without rules; fields as in sampling_params.
 struct token_draw {
   std::int32_t row = 0;   // index into forward's logit_rows
   double temperature = 1; // 0: greedy, the lowest id of equals
   double u = 0;           // uniform in [0, 1): the place in the cumulative distribution
+  std::int32_t top_k = 0; // 0: off
+  double top_p = 1;
+  double min_p = 0;
 };
 struct drawn_token {
   std::int32_t id = 0; // -1: a logit of the row is not finite
@@ -90,7 +93,8 @@ public:
 
   /// Whether forward_draw may be called: the logits stay where the model is.
   virtual bool draws() const { return false; }
-  /// forward, with tokens drawn from its rows: drawn [draws.size()]; the ids that sampling the same logits on the host gives. host_rows:
+  /// forward, with tokens drawn from its rows: drawn [draws.size()]; the ids that sampling the same logits on the host gives (with
+  /// truncation: but where rounding decides). host_rows:
   /// indices into logit_rows, ascending, of the rows that are wanted on the host as well; logits [host_rows.size(), vocab_size].
   virtual void forward_draw(const token_batch&, kv_cache&, std::span<const std::int32_t> logit_rows, std::span<const token_draw>,
                             float logprob_temperature, drawn_token* drawn, std::span<const std::int32_t> host_rows, float* logits) {

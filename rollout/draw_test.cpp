@@ -11,7 +11,8 @@ namespace {
 
 using namespace cuda;
 
-std::vector<drawn_token> draw_all(const std::vector<float>& logits, std::int64_t vocab, const std::vector<row_draw>& draws, float temperature) {
+std::vector<drawn_token> draw_all(const std::vector<float>& logits, std::int64_t vocab, const std::vector<row_draw>& draws,
+                                  float temperature) {
   const auto x = to_device(logits), d = to_device(draws);
   const device_buffer drawn(draws.size() * sizeof(drawn_token));
   draw_tokens(as<float>(x), vocab, as<row_draw>(d), std::int64_t(draws.size()), temperature, as<drawn_token>(drawn), nullptr);

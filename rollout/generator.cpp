@@ -231,9 +231,11 @@ std::vector<generator::impl::drawn*> generator::impl::draw_in_model(const schedu
   const float temperature = draws.empty() ? 1.0f : draws.front().state->request.logprob_temperature;
   for (auto& d : draws) {
     const auto& request = d.state->request;
-    if (request.logprob_temperature == temperature && draws_plainly(request.params, d.n_drawn(), model->config().vocab_size)) {
+    if (request.logprob_temperature == temperature && draws_plainly(request.params, d.n_drawn())) {
       own.push_back(&d);
-      asked.push_back({d.row, request.params.temperature, draw_place(key_of(d))});
+      const auto& p = request.params;
+      const bool counted = p.top_k > 0 && p.top_k < model->config().vocab_size;
+      asked.push_back({d.row, p.temperature, draw_place(key_of(d)), counted ? std::int32_t(p.top_k) : 0, p.top_p, p.min_p});
       continue;
     }
     if (host_rows.empty() || host_rows.back() != d.row)

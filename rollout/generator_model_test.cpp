@@ -42,6 +42,12 @@ protected:
     }
     return out;
   }
+  // All but the first: top-k, top-p, min-p, and the three together.
+  static void truncate(std::vector<generation_request>& requests) {
+    requests[1].params.top_k = requests[4].params.top_k = 20;
+    requests[2].params.top_p = requests[4].params.top_p = 0.8;
+    requests[3].params.min_p = requests[4].params.min_p = 0.05;
+  }
   std::vector<generation_output> run(generator_options options, std::vector<generation_request> requests) {
     options.max_sequence = 128;
     options.parallel_for = [this](std::int64_t n, const std::function<void(std::int64_t)>& f) { where_.pool().each(n, f); };
@@ -59,7 +65,8 @@ protected:
 };
 
 TEST_P(generator_on_a_model, the_learners_pass_gives_the_same_bits) {
-  const auto all = requests();
+  auto all = requests();
+  truncate(all);
   const auto outputs = run({.max_num_seqs = 16, .max_batch_tokens = 40, .cache_blocks = 64}, all);
   ASSERT_EQ(outputs.size(), 15u);
   batch_builder builder;
@@ -77,7 +84,8 @@ TEST_P(generator_on_a_model, the_learners_pass_gives_the_same_bits) {
 }
 
 TEST_P(generator_on_a_model, company_and_preemption_change_no_bit) {
-  const auto all = requests();
+  auto all = requests();
+  truncate(all);
   const auto want = run({.max_num_seqs = 1, .cache_blocks = 8}, all);
   const auto got = run({.max_num_seqs = 16, .max_batch_tokens = 23, .cache_blocks = 7}, all);
   EXPECT_GT(preemptions_, 0);

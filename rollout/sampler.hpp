@@ -55,8 +55,8 @@ std::int32_t sample_token(std::span<const float> logits, const sampling_params& 
 /// Where a draw falls: uniform in [0, 1) with 53 random bits, the place in the cumulative distribution.
 double draw_place(const draw_key& key);
 
-/// Whether a draw depends on the row's softmax and the temperature alone: no rule, mask or truncation, and no alternatives to report.
-bool draws_plainly(const sampling_params& params, std::int64_t n_drawn, std::int64_t vocab_size);
+/// Whether a draw needs neither rule nor mask, and no alternatives are to be reported.
+bool draws_plainly(const sampling_params& params, std::int64_t n_drawn);
 
 /// The k most probable ids of a row of finite logits, all if there are fewer; equal ones by id. Any thread.
 std::vector<std::int32_t> most_probable_ids(std::span<const float> logits, std::int64_t k);

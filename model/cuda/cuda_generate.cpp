@@ -49,6 +49,7 @@ struct cuda_lm::draw_buffers {
   cuda::drawn_token* drawn = nullptr; // [n]
   std::int64_t n = 0;
   float logprob_temperature = 1;
+  bool truncated = false;  // any of the draws
   float* logits = nullptr; // [rows, vocab], set by the pass
 };
 
@@ -77,11 +78,15 @@ cuda_lm::draw_buffers cuda_lm::place_draws(std::span<const token_draw> draws, st
     host_drawn_ = pinned_buffer(2 * outputs);
   }
   auto* host = static_cast<row_draw*>(host_draws_.data());
-  for (std::size_t i = 0; i < places; ++i)
-    host[i] = i < draws.size() ? row_draw{draws[i].row, draws[i].temperature, draws[i].u} : row_draw{0, 0.0f, 0.0};
+  bool truncated = false;
+  for (std::size_t i = 0; i < places; ++i) {
+    const auto d = i < draws.size() ? draws[i] : token_draw{.temperature = 0};
+    host[i] = {d.row, d.temperature, d.u, d.top_k, d.top_p, d.min_p};
+    truncated = truncated || d.top_k > 0 || d.top_p < 1 || d.min_p > 0;
+  }
   copy_async(draws_.data(), host, inputs, stream_.get());
   auto* base = static_cast<std::byte*>(draws_.data());
-  return {static_cast<row_draw*>(draws_.data()), reinterpret_cast<cuda::drawn_token*>(base + inputs), n, logprob_temperature};
+  return {static_cast<row_draw*>(draws_.data()), reinterpret_cast<cuda::drawn_token*>(base + inputs), n, logprob_temperature, truncated};
 }
 
 // The kernels of a pass, from the embedding to the draws.
@@ -95,6 +100,8 @@ void cuda_lm::launch(draw_buffers& d, const device_batch& tokens, residual x, st
   head(normalised, tokens.n_rows, d.logits);
   if (d.n > 0)
     draw_tokens(d.logits, cfg_.vocab_size, d.draws, d.n, d.logprob_temperature, d.drawn, stream_.get());
+  if (d.truncated)
+    draw_truncated(d.logits, cfg_.vocab_size, d.draws, d.n, d.logprob_temperature, d.drawn, stream_.get());
 }
 
 // A decoding pass by its bucket's graph; the first one of a bucket runs kernel by kernel, and is recorded then.
@@ -108,7 +115,7 @@ void cuda_lm::replay(draw_buffers& d, const device_batch& tokens, std::int32_t l
   scratch_for(tokens.plan);
   if (std::exchange(moved_, false))
     graphs_.clear();
-  auto& found = graphs_[{tokens.n, tokens.plan.max_keys, std::bit_cast<std::uint32_t>(d.logprob_temperature)}];
+  auto& found = graphs_[{tokens.n, tokens.plan.max_keys, std::bit_cast<std::uint32_t>(d.logprob_temperature), d.truncated}];
   if (!found) {
     captured_.reset();
     launch(d, tokens, {}, last_position, captured_, cache);

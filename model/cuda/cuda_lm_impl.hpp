@@ -128,7 +128,8 @@ private:
   // decoding
   arena eager_, captured_;
   batch_upload upload_;
-  std::map<std::tuple<std::int64_t, std::int32_t, std::uint32_t>, std::shared_ptr<bucket_graph>> graphs_; // rows, keys, temperature's bits
+  using graph_key = std::tuple<std::int64_t, std::int32_t, std::uint32_t, bool>; // rows, keys, temperature's bits, truncation
+  std::map<graph_key, std::shared_ptr<bucket_graph>> graphs_;
   std::uint64_t graphs_cache_ = 0; // number of the cache that they were recorded with
   device_buffer draws_;
   pinned_buffer host_draws_, host_drawn_;

@@ -1,6 +1,4 @@
-#include "model/kernels/cuda/softmax.cuh"
-#include "model/kernels/cuda/softmax.hpp"
-#include <cfloat>
+#include "model/kernels/cuda/draw.cuh"
 
 namespace troupe::cuda {
 namespace {
@@ -8,31 +6,11 @@ namespace {
 using kernels::softmax_stats;
 namespace cg = cooperative_groups;
 
-constexpr int nowhere = 0x7fffffff;
-
-// rollout/exp.hpp's exp_nonpositive: the same operations.
-__device__ float exp_nonpositive(float x) {
-  constexpr float to_integer = 12582912.0f;
-  const float c = x < -87.0f ? -87.0f : x;
-  const float shifted = __fmaf_rn(c, 1.44269504f, to_integer);
-  const float n = shifted - to_integer;
-  const float r = __fmaf_rn(n, 2.12194440e-4f, __fmaf_rn(n, -0.693359375f, c));
-  float p = __fmaf_rn(1.9875691500e-4f, r, 1.3981999507e-3f);
-  p = __fmaf_rn(p, r, 8.3334519073e-3f);
-  p = __fmaf_rn(p, r, 4.1665795894e-2f);
-  p = __fmaf_rn(p, r, 1.6666665459e-1f);
-  p = __fmaf_rn(p, r, 5.0000001201e-1f);
-  const float y = __fmaf_rn(p, r * r, r) + 1.0f;
-  const float scale = __uint_as_float((__float_as_uint(shifted) << 23) + 0x3f800000u);
-  return x < -87.0f ? 0.0f : y * scale;
-}
-
 // What the cluster's first thread block gathers of a row.
 struct row_sums {
   float weights[max_column_blocks]; // sums of blocks at the draw's temperature
   float softmax[max_column_blocks]; // and at the log-probability's
-  float maxima[row_cluster * row_warps];
-  int best[row_cluster * row_warps]; // lowest id with the greatest logit
+  row_maxima maxima;
 };
 
 // The 32 values of a warp added to `reached` one lane after the other, in double; `own` is the sum after this lane's.
@@ -84,46 +62,6 @@ __device__ int invert(const float* x, std::int64_t vocab, const float* sums, int
   return b * column_block + chosen;
 }
 
-// The greatest of a warp's share of the row and the lowest id that has it; infinity where a logit is not finite.
-__device__ void find_greatest(const float* x, std::int64_t vocab, int n_blocks, warp_share share, float& most, int& best) {
-  most = -FLT_MAX, best = nowhere;
-  bool finite = true;
-  for (int b = share.begin; b < n_blocks; b += share.step) {
-    const columns c(x, vocab, b, -FLT_MAX);
-    const int first = b * column_block + int(threadIdx.x % 32);
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      finite = finite && fabsf(c.at[k]) <= FLT_MAX;
-      if (c.at[k] > most || best == nowhere)
-        most = c.at[k], best = first + 32 * k;
-    }
-  }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, most, offset);
-    const int id = __shfl_xor_sync(0xffffffffu, best, offset);
-    if (other > most || (other == most && id < best))
-      most = other, best = id;
-  }
-  if (!__all_sync(0xffffffffu, finite))
-    most = INFINITY;
-}
-
-// The same of what all the cluster's warps found; every warp does it.
-__device__ void greatest_of_all(const row_sums& row, int n, float& most, int& best) {
-  most = -FLT_MAX, best = nowhere;
-  for (int i = int(threadIdx.x % 32); i < n; i += 32)
-    if (row.maxima[i] > most || (row.maxima[i] == most && row.best[i] < best))
-      most = row.maxima[i], best = row.best[i];
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, most, offset);
-    const int id = __shfl_xor_sync(0xffffffffu, best, offset);
-    if (other > most || (other == most && id < best))
-      most = other, best = id;
-  }
-}
-
 // One cluster a draw; the last part, in a fixed order, is its first warp's.
 __global__ void __launch_bounds__(row_threads)
     draw_rows(const float* logits, std::int64_t vocab, const row_draw* draws, float logprob_temperature, drawn_token* drawn) {
@@ -131,20 +69,15 @@ __global__ void __launch_bounds__(row_threads)
   const auto cluster = cg::this_cluster();
   const std::int64_t n = blockIdx.x / cluster.num_blocks();
   const row_draw draw = draws[n];
+  if (truncates(draw))
+    return;
   const float* const x = logits + draw.row * vocab;
   const int n_blocks = int((vocab + column_block - 1) / column_block), lane = int(threadIdx.x % 32);
   const warp_share share = own_share();
   float most = 0;
   int best = 0;
-  find_greatest(x, vocab, n_blocks, share, most, best);
-  cluster.sync(); // all blocks have begun
-  if (lane < int(cluster.num_blocks())) {
-    row_sums& of_block = *cluster.map_shared_rank(&row, lane);
-    of_block.maxima[share.begin] = most, of_block.best[share.begin] = best;
-  }
-  cluster.sync();
-  greatest_of_all(row, share.step, most, best);
-  const float inverse = float(1.0 / fmin(fmax(draw.temperature, 1e-37), 1e37));
+  greatest_of_row(x, vocab, n_blocks, row.maxima, most, best);
+  const float inverse = inverse_of(draw.temperature);
   const float maximum = tempered(most, logprob_temperature) + 0.f;
   row_sums& gathered = *cluster.map_shared_rank(&row, 0);
   for (int b = share.begin; b < n_blocks; b += share.step) {
