@@ -158,7 +158,7 @@ double pass_seconds(causal_lm& model, std::int64_t batch, std::int64_t context) 
   double best = 1e30;
   for (int i = 0; i < 20; ++i) {
     const auto t = steady::now();
-    model.forward_draw(b, *cache, rows, draws, 1.0f, drawn.data(), {}, nullptr);
+    model.forward_draw(b, *cache, rows, draws, drawn.data());
     best = std::min(best, since(t));
   }
   return best;

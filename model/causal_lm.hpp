@@ -50,18 +50,39 @@ public:
   virtual ~tape() = default;
 };
 
-/// A token that the model itself draws from a row of its logits, without rules; fields as in sampling_params.
+struct logit_edit {
+  std::int32_t id = 0;
+  float value = 0;
+};
+/// Changes of a row's logits before a draw: one list after the other, an id at most once in each. Results are clamped to finite numbers;
+/// what cannot be drawn stays so.
+struct logit_edits {
+  std::span<const std::int32_t> allowed; // the others cannot be drawn; empty: all can
+  std::vector<logit_edit> added;         // + value
+  std::vector<std::int32_t> repeated;    // positive logits / repetition, others * it
+  std::vector<logit_edit> penalised;     // - value - presence
+  std::vector<std::int32_t> masked;      // cannot be drawn
+  float repetition = 1, presence = 0;
+};
+
+struct drawn_token {
+  std::int32_t id = 0;
+  float logprob = 0; // softmax of logits / logprob_temperature over the whole vocabulary, without edits
+};
+inline constexpr std::int32_t not_finite = -1; // ids where nothing was drawn: a logit of the row is not a finite number,
+inline constexpr std::int32_t none_left = -2;  // or edits left no token
+
+/// A token that the model itself draws from a row of its logits; fields as in sampling_params.
 struct token_draw {
   std::int32_t row = 0;   // index into forward's logit_rows
   double temperature = 1; // 0: greedy, the lowest id of equals
   double u = 0;           // uniform in [0, 1): the place in the cumulative distribution
+  double top_p = 1, min_p = 0;
   std::int32_t top_k = 0; // 0: off
-  double top_p = 1;
-  double min_p = 0;
-};
-struct drawn_token {
-  std::int32_t id = 0; // -1: a logit of the row is not finite
-  float logprob = 0;   // softmax of logits / logprob_temperature over the whole vocabulary
+  float logprob_temperature = 1;
+  const logit_edits* edits = nullptr; // null: none
+  drawn_token* top = nullptr;         // [n_top] where the most probable ids go, without edits
+  std::int32_t n_top = 0;             // at most the vocabulary, and 2048
 };
 
 /// Results of a scoring pass, one value a target.
@@ -94,11 +115,10 @@ public:
   /// Whether forward_draw may be called: the logits stay where the model is.
   virtual bool draws() const { return false; }
   /// forward, with tokens drawn from its rows: drawn [draws.size()]; the ids that sampling the same logits on the host gives (with
-  /// truncation: but where rounding decides). host_rows:
-  /// indices into logit_rows, ascending, of the rows that are wanted on the host as well; logits [host_rows.size(), vocab_size].
+  /// truncation or allowed ids: but where rounding decides).
   virtual void forward_draw(const token_batch&, kv_cache&, std::span<const std::int32_t> logit_rows, std::span<const token_draw>,
-                            float logprob_temperature, drawn_token* drawn, std::span<const std::int32_t> host_rows, float* logits) {
-    (void)logit_rows, (void)logprob_temperature, (void)drawn, (void)host_rows, (void)logits;
+                            drawn_token* drawn) {
+    (void)logit_rows, (void)drawn;
     throw error{errc::unsupported, "model: this one does not draw tokens"};
   }
   /// Bytes that a cache may take where the model computes; negative: ask the system.

@@ -1,4 +1,5 @@
 #include "core/random.hpp"
+#include "model/kernels/cuda/draw.hpp"
 #include "model/kernels/cuda/softmax.hpp"
 #include "model/kernels/cuda/test_support.hpp"
 #include "rollout/sampler.hpp"
@@ -11,13 +12,14 @@ namespace {
 
 using namespace cuda;
 
-std::vector<drawn_token> draw_all(const std::vector<float>& logits, std::int64_t vocab, const std::vector<row_draw>& draws,
-                                  float temperature) {
+std::vector<drawn_token> draw_all(const std::vector<float>& logits, std::int64_t vocab, const std::vector<row_draw>& draws) {
   const auto x = to_device(logits), d = to_device(draws);
   const device_buffer drawn(draws.size() * sizeof(drawn_token));
-  draw_tokens(as<float>(x), vocab, as<row_draw>(d), std::int64_t(draws.size()), temperature, as<drawn_token>(drawn), nullptr);
+  draw_tokens(as<float>(x), vocab, {.n = std::int64_t(draws.size()), .draws = as<row_draw>(d), .drawn = as<drawn_token>(drawn)}, nullptr,
+              nullptr);
   return to_host<drawn_token>(drawn);
 }
+row_draw draw_of(std::int32_t row, double temperature, double u) { return {.row = row, .temperature = temperature, .u = u}; }
 
 // As the sampler makes it of a key.
 double uniform(const draw_key& key) {
@@ -36,7 +38,7 @@ TEST_P(draws_of_rows, are_the_samplers) {
   std::vector<std::int32_t> want;
   for (std::int64_t i = 0; i < std::max<std::int64_t>(rows, 24); ++i) {
     const double temperatures[] = {1, 0.7, 0, 1.3, 0.01, 100};
-    const row_draw d{std::int32_t(i % rows), temperatures[i % 6], 0};
+    const auto d = draw_of(std::int32_t(i % rows), temperatures[i % 6], 0);
     draw_key key{};
     key.position = decltype(key.position)(i);
     draws.push_back(d);
@@ -46,7 +48,9 @@ TEST_P(draws_of_rows, are_the_samplers) {
     want.push_back(sample_token({logits.data() + d.row * vocab, std::size_t(vocab)}, params, key));
   }
   for (const float temperature : {1.f, 0.7f}) {
-    const auto got = draw_all(logits, vocab, draws, temperature);
+    for (auto& d : draws)
+      d.logprob_temperature = temperature;
+    const auto got = draw_all(logits, vocab, draws);
     for (std::size_t i = 0; i < draws.size(); ++i) {
       EXPECT_EQ(got[i].id, want[i]) << "draw " << i << " at " << draws[i].temperature;
       const float* row = logits.data() + draws[i].row * vocab;
@@ -68,13 +72,13 @@ class single_draws : public gpu_test {};
 TEST_F(single_draws, take_the_lowest_of_equals) {
   std::vector<float> logits(30000, 1.f);
   logits[20000] = logits[12345] = logits[29999] = 5.f;
-  EXPECT_EQ(draw_all(logits, 30000, {{0, 0, 0.5}}, 1.f)[0].id, 12345);
-  EXPECT_EQ(draw_all(std::vector<float>(30000, -FLT_MAX), 30000, {{0, 0, 0.5}}, 1.f)[0].id, 0);
+  EXPECT_EQ(draw_all(logits, 30000, {draw_of(0, 0, 0.5)})[0].id, 12345);
+  EXPECT_EQ(draw_all(std::vector<float>(30000, -FLT_MAX), 30000, {draw_of(0, 0, 0.5)})[0].id, 0);
 }
 
 TEST_F(single_draws, end_at_both_ends) {
   const std::vector<float> logits(1000, 0.f);
-  const auto got = draw_all(logits, 1000, {{0, 1, 0}, {0, 1, 1 - 0x1p-53}}, 1.f);
+  const auto got = draw_all(logits, 1000, {draw_of(0, 1, 0), draw_of(0, 1, 1 - 0x1p-53)});
   EXPECT_EQ(got[0].id, 0);
   EXPECT_EQ(got[1].id, 999);
 }
@@ -84,8 +88,8 @@ TEST_F(single_draws, refuse_what_is_not_finite) {
     std::vector<float> logits(20000, 0.f);
     logits[19000] = bad;
     for (const double temperature : {0.0, 1.0})
-      EXPECT_EQ(draw_all(logits, 10000, {{0, temperature, 0.5}, {1, temperature, 0.5}}, 1.f)[1].id, -1) << bad;
-    EXPECT_GE(draw_all(logits, 10000, {{0, 1, 0.5}}, 1.f)[0].id, 0);
+      EXPECT_EQ(draw_all(logits, 10000, {draw_of(0, temperature, 0.5), draw_of(1, temperature, 0.5)})[1].id, -1) << bad;
+    EXPECT_GE(draw_all(logits, 10000, {draw_of(0, 1, 0.5)})[0].id, 0);
   }
 }
 

@@ -71,7 +71,6 @@ struct generator::impl {
     bool first = false;                 // from the prompt's last row
     std::int32_t offset = 0;            // tokens of the draft before it: it counts if they are what was drawn
     std::int32_t row = 0, position = 0; // of the pass's logits; of the token drawn
-    std::int32_t host_row = 0;          // of `logits`
     std::int32_t id = -1;               // -1: not drawn
     float logprob = 0;
     std::vector<token_logprob> top;
@@ -99,9 +98,11 @@ struct generator::impl {
   std::vector<drawn> draws_of(const scheduled_pass& pass);
   draw_key key_of(const drawn& d) const;
   void draw_one(drawn& d, const float* row) const;
-  std::vector<drawn*> draw_in_model(const scheduled_pass& pass, std::vector<drawn>& draws);
-  void draw_run(std::span<drawn* const> run) const;
-  void draw_on_host(std::span<drawn* const> draws);
+  sampling_history history_of(const drawn& d) const;
+  void draw_in_model(const scheduled_pass& pass, std::vector<drawn>& draws);
+  void draw_run(std::span<drawn> run) const;
+  void draw_on_host(const scheduled_pass& pass, std::vector<drawn>& draws);
+  void each(bool costly, std::size_t n, const std::function<void(std::size_t)>& f) const;
   void run(const scheduled_pass& pass, std::vector<drawn>& draws);
   bool accept(const drawn& d, std::vector<generation_output>& out);
   std::size_t accept_run(std::vector<drawn>& draws, std::size_t first, std::vector<generation_output>& out);
@@ -162,6 +163,8 @@ void generator::impl::check(const generation_request& r) const {
 std::vector<std::int32_t> generator::impl::draft_for(const sequence& s, std::int64_t most) {
   const auto& state = *by_prompt.at(s.prompt.get());
   const auto& request = state.request;
+  if (model->draws() && has_penalty(request.params)) // a token's penalties depend on those before it, which the same pass draws
+    return {};
   most = std::min({most, options.speculative.num_speculative_tokens, options.max_sequence - s.size() - 1,
                    request.params.max_tokens - std::int64_t(s.output_ids.size()) - 1});
   if (most <= 0)
@@ -210,10 +213,9 @@ void generator::impl::draw_one(drawn& d, const float* logits_of_row) const {
   try {
     const std::span<const float> row{logits_of_row, std::size_t(model->config().vocab_size)};
     const auto& request = d.state->request;
-    auto& s = d.state->samples[std::size_t(d.sample_index)];
-    d.id = sample_token(row, request.params, key_of(d), {d.state->prompt_ids_once, &s.drawn, d.n_drawn(), d.state->end_ids});
+    d.id = sample_token(row, request.params, key_of(d), history_of(d));
     if (has_penalty(request.params))
-      ++s.drawn[d.id];
+      ++d.state->samples[std::size_t(d.sample_index)].drawn[d.id];
     d.logprob = model->logprob(row.data(), d.id, request.logprob_temperature);
     if (request.params.top_logprobs > 0)
       for (const auto id : most_probable_ids(row, request.params.top_logprobs))
@@ -223,76 +225,88 @@ void generator::impl::draw_one(drawn& d, const float* logits_of_row) const {
   }
 }
 
-// The pass with the draws that the model makes itself; -> the others, whose rows `logits` then holds.
-std::vector<generator::impl::drawn*> generator::impl::draw_in_model(const scheduled_pass& pass, std::vector<drawn>& draws) {
-  std::vector<drawn*> own, others;
-  std::vector<token_draw> asked;
-  std::vector<std::int32_t> host_rows;
-  const float temperature = draws.empty() ? 1.0f : draws.front().state->request.logprob_temperature;
-  for (auto& d : draws) {
-    const auto& request = d.state->request;
-    if (request.logprob_temperature == temperature && draws_plainly(request.params, d.n_drawn())) {
-      own.push_back(&d);
-      const auto& p = request.params;
-      const bool counted = p.top_k > 0 && p.top_k < model->config().vocab_size;
-      asked.push_back({d.row, p.temperature, draw_place(key_of(d)), counted ? std::int32_t(p.top_k) : 0, p.top_p, p.min_p});
-      continue;
+sampling_history generator::impl::history_of(const drawn& d) const {
+  const auto& s = d.state->samples[std::size_t(d.sample_index)];
+  return {d.state->prompt_ids_once, &s.drawn, d.n_drawn(), d.state->end_ids};
+}
+
+// The pass with draws that the model makes itself.
+void generator::impl::draw_in_model(const scheduled_pass& pass, std::vector<drawn>& draws) {
+  const auto vocab = model->config().vocab_size;
+  std::vector<token_draw> asked(draws.size());
+  std::vector<logit_edits> edits(draws.size());
+  std::vector<std::vector<drawn_token>> tops(draws.size());
+  const auto ask = [&](std::size_t i) {
+    const drawn& d = draws[i];
+    const auto& p = d.state->request.params;
+    const auto history = history_of(d);
+    asked[i] = {.row = d.row, .temperature = p.temperature, .u = draw_place(key_of(d)), .top_p = p.top_p, .min_p = p.min_p};
+    asked[i].top_k = p.top_k > 0 && p.top_k < vocab ? std::int32_t(p.top_k) : 0;
+    asked[i].logprob_temperature = d.state->request.logprob_temperature;
+    if (has_rules(p, history.n_drawn)) {
+      edits[i] = edits_of(p, history, vocab);
+      asked[i].edits = &edits[i];
     }
-    if (host_rows.empty() || host_rows.back() != d.row)
-      host_rows.push_back(d.row);
-    d.host_row = std::int32_t(host_rows.size()) - 1;
-    others.push_back(&d);
+    tops[i].resize(std::size_t(std::min(p.top_logprobs, vocab)));
+    asked[i].top = tops[i].data();
+    asked[i].n_top = std::int32_t(tops[i].size());
+  };
+  const bool long_lists = std::any_of(draws.begin(), draws.end(), [](const drawn& d) { return has_penalty(d.state->request.params); });
+  each(long_lists, draws.size(), ask);
+  std::vector<drawn_token> tokens(draws.size());
+  model->forward_draw(pass.batch, *cache, pass.logit_rows, asked, tokens.data());
+  for (std::size_t i = 0; i < draws.size(); ++i) {
+    const auto fail = [&](const std::string& what, const std::string& why) {
+      draws[i].failure = std::make_exception_ptr(
+          error{errc::failed, "sampling: " + what + " of request " + std::to_string(draws[i].state->request.id) + why});
+    };
+    if (tokens[i].id == not_finite)
+      fail("a logit", " is not a finite number; the weights or activations overflowed (try --dtype float32)");
+    if (tokens[i].id == none_left)
+      fail("no token", " is left to draw; allowed ids, end tokens and min_tokens exclude each other");
+    draws[i].id = tokens[i].id;
+    draws[i].logprob = tokens[i].logprob;
+    for (const auto& t : tops[i])
+      draws[i].top.push_back({t.id, t.logprob});
+    if (has_penalty(draws[i].state->request.params)) // such samples have no draft: what is drawn counts
+      ++draws[i].state->samples[std::size_t(draws[i].sample_index)].drawn[tokens[i].id];
   }
-  logits.resize(host_rows.size() * std::size_t(model->config().vocab_size));
-  std::vector<drawn_token> tokens(own.size());
-  model->forward_draw(pass.batch, *cache, pass.logit_rows, asked, temperature, tokens.data(), host_rows, logits.data());
-  for (std::size_t i = 0; i < own.size(); ++i) {
-    if (tokens[i].id < 0)
-      own[i]->failure = std::make_exception_ptr(
-          error{errc::failed, "sampling: a logit of request " + std::to_string(own[i]->state->request.id) +
-                                  " is not a finite number; the weights or activations overflowed (try --dtype float32)"});
-    own[i]->id = tokens[i].id;
-    own[i]->logprob = tokens[i].logprob;
-  }
-  return others;
+}
+
+// f(i) for i in [0, n), on any threads where it is `costly`.
+void generator::impl::each(bool costly, std::size_t n, const std::function<void(std::size_t)>& f) const {
+  if (costly && options.parallel_for)
+    options.parallel_for(std::int64_t(n), [&](std::int64_t i) { f(std::size_t(i)); });
+  else
+    for (std::size_t i = 0; i < n; ++i)
+      f(i);
 }
 
 // The tokens of one sequence, in order, as far as they are those of its draft.
-void generator::impl::draw_run(std::span<drawn* const> run) const {
-  for (auto* d : run) {
-    draw_one(*d, logits.data() + std::size_t(d->host_row) * std::size_t(model->config().vocab_size));
-    const auto& draft = d->from->draft;
-    if (d->failure || std::size_t(d->offset) >= draft.size() || d->id != draft[std::size_t(d->offset)])
+void generator::impl::draw_run(std::span<drawn> run) const {
+  for (auto& d : run) {
+    draw_one(d, logits.data() + std::size_t(d.row) * std::size_t(model->config().vocab_size));
+    const auto& draft = d.from->draft;
+    if (d.failure || std::size_t(d.offset) >= draft.size() || d.id != draft[std::size_t(d.offset)])
       return;
   }
 }
 
-void generator::impl::draw_on_host(std::span<drawn* const> draws) {
-  std::vector<std::span<drawn* const>> runs;
+// The pass, and draws from its logits.
+void generator::impl::draw_on_host(const scheduled_pass& pass, std::vector<drawn>& draws) {
+  logits.resize(pass.ends.size() * std::size_t(model->config().vocab_size));
+  model->forward(pass.batch, *cache, pass.logit_rows, logits.data());
+  std::vector<std::span<drawn>> runs;
   for (std::size_t begin = 0, end = 0; begin < draws.size(); begin = end) {
-    for (end = begin + 1; end < draws.size() && draws[end]->offset > 0;)
+    for (end = begin + 1; end < draws.size() && draws[end].offset > 0;)
       ++end;
-    runs.push_back(draws.subspan(begin, end - begin));
+    runs.push_back(std::span(draws).subspan(begin, end - begin));
   }
-  const auto draw = [&](std::int64_t i) { draw_run(runs[std::size_t(i)]); };
-  if (options.parallel_for)
-    options.parallel_for(std::int64_t(runs.size()), draw);
-  else
-    for (std::size_t i = 0; i < runs.size(); ++i)
-      draw(std::int64_t(i));
+  each(true, runs.size(), [&](std::size_t i) { draw_run(runs[i]); });
 }
 
 void generator::impl::run(const scheduled_pass& pass, std::vector<drawn>& draws) {
-  if (model->draws())
-    return draw_on_host(draw_in_model(pass, draws));
-  logits.resize(pass.ends.size() * std::size_t(model->config().vocab_size));
-  model->forward(pass.batch, *cache, pass.logit_rows, logits.data());
-  std::vector<drawn*> all;
-  for (auto& d : draws) {
-    d.host_row = d.row;
-    all.push_back(&d);
-  }
-  draw_on_host(all);
+  model->draws() ? draw_in_model(pass, draws) : draw_on_host(pass, draws);
 }
 
 // Whether the sample ended with its newest token; sets how.

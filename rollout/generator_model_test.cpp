@@ -42,11 +42,15 @@ protected:
     }
     return out;
   }
-  // All but the first: top-k, top-p, min-p, and the three together.
-  static void truncate(std::vector<generation_request>& requests) {
+  // Truncation and rules of every kind, on their own and together.
+  static void restrict(std::vector<generation_request>& requests) {
     requests[1].params.top_k = requests[4].params.top_k = 20;
     requests[2].params.top_p = requests[4].params.top_p = 0.8;
-    requests[3].params.min_p = requests[4].params.min_p = 0.05;
+    requests[3].params.min_p = 0.05;
+    requests[2].params.frequency_penalty = requests[4].params.presence_penalty = 0.5;
+    requests[3].params.repetition_penalty = requests[4].params.repetition_penalty = 1.3;
+    requests[3].params.logit_bias = {{5, 4.0f}, {6, -100.0f}};
+    requests[4].params.top_logprobs = 3;
   }
   std::vector<generation_output> run(generator_options options, std::vector<generation_request> requests) {
     options.max_sequence = 128;
@@ -66,7 +70,7 @@ protected:
 
 TEST_P(generator_on_a_model, the_learners_pass_gives_the_same_bits) {
   auto all = requests();
-  truncate(all);
+  restrict(all);
   const auto outputs = run({.max_num_seqs = 16, .max_batch_tokens = 40, .cache_blocks = 64}, all);
   ASSERT_EQ(outputs.size(), 15u);
   batch_builder builder;
@@ -85,7 +89,7 @@ TEST_P(generator_on_a_model, the_learners_pass_gives_the_same_bits) {
 
 TEST_P(generator_on_a_model, company_and_preemption_change_no_bit) {
   auto all = requests();
-  truncate(all);
+  restrict(all);
   const auto want = run({.max_num_seqs = 1, .cache_blocks = 8}, all);
   const auto got = run({.max_num_seqs = 16, .max_batch_tokens = 23, .cache_blocks = 7}, all);
   EXPECT_GT(preemptions_, 0);

@@ -1,3 +1,4 @@
+#include "model/causal_lm.hpp"
 #include "rollout/sampler.hpp"
 #include <algorithm>
 #include <cfloat>
@@ -34,6 +35,31 @@ void apply_rules(std::span<float> logits, const sampling_params& p, const sampli
     for (const auto id : history.end_ids)
       if (id >= 0 && std::size_t(id) < logits.size()) // a configuration's end token may lie outside
         at(id) = -std::numeric_limits<float>::infinity();
+}
+
+bool has_rules(const sampling_params& p, std::int64_t n_drawn) {
+  return !p.logit_bias.empty() || has_penalty(p) || !p.allowed_ids.empty() || n_drawn < p.min_tokens;
+}
+
+logit_edits edits_of(const sampling_params& p, const sampling_history& history, std::int64_t vocab_size) {
+  logit_edits e;
+  e.allowed = p.allowed_ids;
+  e.repetition = float(p.repetition_penalty), e.presence = float(p.presence_penalty);
+  for (const auto& [id, bias] : p.logit_bias)
+    e.added.push_back({id, bias});
+  if (p.repetition_penalty != 1)
+    e.repeated.assign(history.prompt_ids.begin(), history.prompt_ids.end());
+  if (history.drawn && has_penalty(p))
+    for (const auto& [id, count] : *history.drawn) {
+      if (p.repetition_penalty != 1 && !std::binary_search(history.prompt_ids.begin(), history.prompt_ids.end(), id))
+        e.repeated.push_back(id);
+      e.penalised.push_back({id, float(p.frequency_penalty) * float(count)});
+    }
+  if (history.n_drawn < p.min_tokens)
+    for (const auto id : history.end_ids)
+      if (id >= 0 && id < vocab_size)
+        e.masked.push_back(id);
+  return e;
 }
 
 } // namespace troupe

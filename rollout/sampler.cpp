@@ -322,10 +322,6 @@ double draw_place(const draw_key& key) {
   return double((std::uint64_t(bits[0]) << 32 | bits[1]) >> 11) * 0x1p-53;
 }
 
-bool draws_plainly(const sampling_params& p, std::int64_t n_drawn) {
-  return p.logit_bias.empty() && !has_penalty(p) && n_drawn >= p.min_tokens && p.allowed_ids.empty() && p.top_logprobs == 0;
-}
-
 std::vector<std::int32_t> most_probable_ids(std::span<const float> logits, std::int64_t k) {
   workspace& w = own_workspace();
   const auto row = weigh(logits, 1.0, w);

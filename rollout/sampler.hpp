@@ -9,6 +9,8 @@
 
 namespace troupe {
 
+struct logit_edits;
+
 /// How one request is sampled. Order: logit bias, penalties, masks (allowed_ids, min_tokens), temperature, then top-k, top-p
 /// (renormalised after top-k), min-p.
 struct sampling_params {
@@ -55,8 +57,10 @@ std::int32_t sample_token(std::span<const float> logits, const sampling_params& 
 /// Where a draw falls: uniform in [0, 1) with 53 random bits, the place in the cumulative distribution.
 double draw_place(const draw_key& key);
 
-/// Whether a draw needs neither rule nor mask, and no alternatives are to be reported.
-bool draws_plainly(const sampling_params& params, std::int64_t n_drawn);
+/// Whether a draw's logits are changed: bias, penalties, allowed ids, min_tokens.
+bool has_rules(const sampling_params& params, std::int64_t n_drawn);
+/// The changes of apply_rules, and allowed_ids, for a model that makes them; refers to params' allowed_ids.
+logit_edits edits_of(const sampling_params& params, const sampling_history& history, std::int64_t vocab_size);
 
 /// The k most probable ids of a row of finite logits, all if there are fewer; equal ones by id. Any thread.
 std::vector<std::int32_t> most_probable_ids(std::span<const float> logits, std::int64_t k);

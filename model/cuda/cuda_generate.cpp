@@ -1,6 +1,5 @@
 #include "core/error.hpp"
 #include "model/cuda/cuda_lm_impl.hpp"
-#include "model/kernels/cuda/softmax.hpp"
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -43,16 +42,6 @@ void device_cache::copy_block(std::int32_t from, std::int32_t to) {
   }
 }
 
-// What a decoding pass leaves on the device.
-struct cuda_lm::draw_buffers {
-  row_draw* draws = nullptr;          // [n]
-  cuda::drawn_token* drawn = nullptr; // [n]
-  std::int64_t n = 0;
-  float logprob_temperature = 1;
-  bool truncated = false;  // any of the draws
-  float* logits = nullptr; // [rows, vocab], set by the pass
-};
-
 struct cuda_lm::bucket_graph {
   graph work;
   float* logits = nullptr;
@@ -64,48 +53,22 @@ bool cuda_lm::is_decoding(const token_batch& batch, std::span<const std::int32_t
          std::int64_t(n) <= most_captured_rows && tp_.size() == 1;
 }
 
-// Memory of the draws, on the device and pinned; the same as long as it suffices.
-cuda_lm::draw_buffers cuda_lm::place_draws(std::span<const token_draw> draws, std::int64_t n, float logprob_temperature) {
-  const std::size_t places = std::size_t(std::max<std::int64_t>(n, 1));
-  const std::size_t inputs = places * sizeof(row_draw), outputs = places * sizeof(cuda::drawn_token);
-  const std::size_t bytes = inputs + outputs;
-  if (draws_.size() < bytes) {
-    draws_ = device_buffer(2 * bytes);
-    moved_ = true;
-  }
-  if (host_draws_.size() < inputs) {
-    host_draws_ = pinned_buffer(2 * inputs);
-    host_drawn_ = pinned_buffer(2 * outputs);
-  }
-  auto* host = static_cast<row_draw*>(host_draws_.data());
-  bool truncated = false;
-  for (std::size_t i = 0; i < places; ++i) {
-    const auto d = i < draws.size() ? draws[i] : token_draw{.temperature = 0};
-    host[i] = {d.row, d.temperature, d.u, d.top_k, d.top_p, d.min_p};
-    truncated = truncated || d.top_k > 0 || d.top_p < 1 || d.min_p > 0;
-  }
-  copy_async(draws_.data(), host, inputs, stream_.get());
-  auto* base = static_cast<std::byte*>(draws_.data());
-  return {static_cast<row_draw*>(draws_.data()), reinterpret_cast<cuda::drawn_token*>(base + inputs), n, logprob_temperature, truncated};
-}
-
-// The kernels of a pass, from the embedding to the draws.
-void cuda_lm::launch(draw_buffers& d, const device_batch& tokens, residual x, std::int32_t last_position, arena& memory,
-                     device_cache& cache) {
+// The kernels of a pass, from the embedding to the draws; -> logits [tokens.n_rows, vocab].
+float* cuda_lm::launch(const draw_arrays& draws, const device_batch& tokens, residual x, std::int32_t last_position, arena& memory,
+                       device_cache& cache) {
   x = run_blocks(tokens, x, last_position, memory, &cache, nullptr);
   if (tokens.n_rows == 0)
-    return;
+    return nullptr;
   void* normalised = normalise(x, tokens.rows, tokens.n_rows, memory, nullptr);
-  d.logits = memory.take_array<float>(std::size_t(tokens.n_rows * cfg_.vocab_size));
-  head(normalised, tokens.n_rows, d.logits);
-  if (d.n > 0)
-    draw_tokens(d.logits, cfg_.vocab_size, d.draws, d.n, d.logprob_temperature, d.drawn, stream_.get());
-  if (d.truncated)
-    draw_truncated(d.logits, cfg_.vocab_size, d.draws, d.n, d.logprob_temperature, d.drawn, stream_.get());
+  auto* logits = memory.take_array<float>(std::size_t(tokens.n_rows * cfg_.vocab_size));
+  head(normalised, tokens.n_rows, logits);
+  float* scratch = draws.edits ? memory.take_array<float>(std::size_t(std::min(draws.n, edited_rows) * cfg_.vocab_size)) : nullptr;
+  draw_tokens(logits, cfg_.vocab_size, draws, scratch, stream_.get());
+  return logits;
 }
 
 // A decoding pass by its bucket's graph; the first one of a bucket runs kernel by kernel, and is recorded then.
-void cuda_lm::replay(draw_buffers& d, const device_batch& tokens, std::int32_t last_position, device_cache& cache) {
+float* cuda_lm::replay(const draw_arrays& draws, const device_batch& tokens, std::int32_t last_position, device_cache& cache) {
   if (graphs_cache_ != cache.number())
     moved_ = true;
   graphs_cache_ = cache.number();
@@ -115,31 +78,30 @@ void cuda_lm::replay(draw_buffers& d, const device_batch& tokens, std::int32_t l
   scratch_for(tokens.plan);
   if (std::exchange(moved_, false))
     graphs_.clear();
-  auto& found = graphs_[{tokens.n, tokens.plan.max_keys, std::bit_cast<std::uint32_t>(d.logprob_temperature), d.truncated}];
-  if (!found) {
-    captured_.reset();
-    launch(d, tokens, {}, last_position, captured_, cache);
-    captured_.reset();
-    auto made = std::make_shared<bucket_graph>();
-    begin_capture(stream_.get());
-    try {
-      launch(d, tokens, {}, last_position, captured_, cache);
-    } catch (...) {
-      end_capture(stream_.get());
-      throw;
-    }
-    made->work = end_capture(stream_.get());
-    made->logits = d.logits;
-    found = std::move(made);
-  } else {
+  auto& found = graphs_[{tokens.n, draws.n > 0, tokens.plan.max_keys, draws.truncated, draws.edits != nullptr, draws.top != nullptr}];
+  if (found) {
     found->work.launch(stream_.get());
-    d.logits = found->logits;
+    return found->logits;
   }
+  captured_.reset();
+  float* logits = launch(draws, tokens, {}, last_position, captured_, cache);
+  captured_.reset();
+  auto made = std::make_shared<bucket_graph>();
+  begin_capture(stream_.get());
+  try {
+    made->logits = launch(draws, tokens, {}, last_position, captured_, cache);
+  } catch (...) {
+    end_capture(stream_.get());
+    throw;
+  }
+  made->work = end_capture(stream_.get());
+  found = std::move(made);
+  return logits;
 }
 
-void cuda_lm::forward_draw(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows,
-                           std::span<const token_draw> draws, float logprob_temperature, troupe::drawn_token* drawn,
-                           std::span<const std::int32_t> host_rows, float* logits) {
+// A pass, queued; -> its logits on the device.
+float* cuda_lm::queue_pass(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows,
+                           std::span<const token_draw> draws) {
   require_logits();
   enter();
   auto& blocks = dynamic_cast<device_cache&>(cache);
@@ -151,28 +113,30 @@ void cuda_lm::forward_draw(const token_batch& batch, kv_cache& cache, std::span<
     bounds = {bucket_rows(std::int64_t(batch.ids.size())),
               std::int32_t(std::max<std::uint32_t>(256, std::bit_ceil(std::uint32_t(last + 1))))};
   const device_batch tokens = upload_.put(batch, logit_rows, bounds, own_ids(), stream_.get());
-  moved_ = moved_ || upload_.moved();
-  draw_buffers d = place_draws(draws, decoding ? bounds.rows : std::int64_t(draws.size()), logprob_temperature);
-  if (decoding) {
-    replay(d, tokens, last, blocks);
-  } else {
-    eager_.reset();
-    launch(d, tokens, embeddings(batch, eager_), last, eager_, blocks);
-  }
+  const auto places = draws.empty() || !decoding ? std::int64_t(draws.size()) : bounds.rows;
+  const draw_arrays arrays = draws_.put(draws, places, stream_.get());
+  moved_ = moved_ || upload_.moved() || draws_.moved();
+  if (decoding)
+    return replay(arrays, tokens, last, blocks);
+  eager_.reset();
+  float* logits = launch(arrays, tokens, embeddings(batch, eager_), last, eager_, blocks);
   if (tp_.size() > 1)
     wait("a pass of generation");
-  auto* host = static_cast<cuda::drawn_token*>(host_drawn_.data());
-  if (!draws.empty())
-    copy_async(host, d.drawn, draws.size() * sizeof *host, stream_.get());
-  const auto row = std::size_t(cfg_.vocab_size);
-  if (!host_rows.empty() && host_rows.size() == logit_rows.size())
-    copy_async(logits, d.logits, host_rows.size() * row * sizeof(float), stream_.get());
-  else
-    for (std::size_t i = 0; i < host_rows.size(); ++i)
-      copy_async(logits + i * row, d.logits + std::size_t(host_rows[i]) * row, row * sizeof(float), stream_.get());
+  return logits;
+}
+
+void cuda_lm::forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) {
+  const float* on_device = queue_pass(batch, cache, logit_rows, {});
+  copy_async(logits, on_device, logit_rows.size() * std::size_t(cfg_.vocab_size) * sizeof(float), stream_.get());
   synchronize(stream_.get());
-  for (std::size_t i = 0; i < draws.size(); ++i)
-    drawn[i] = {host[i].id, host[i].logprob};
+}
+
+void cuda_lm::forward_draw(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows,
+                           std::span<const token_draw> draws, troupe::drawn_token* drawn) {
+  queue_pass(batch, cache, logit_rows, draws);
+  draws_.fetch(draws.size(), stream_.get());
+  synchronize(stream_.get());
+  draws_.read(draws, drawn);
 }
 
 } // namespace troupe::cuda

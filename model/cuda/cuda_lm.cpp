@@ -188,13 +188,6 @@ id_range cuda_lm::own_ids() const {
   return {begin, begin + weights_.find(layout_.front(), {"weight"}).rows};
 }
 
-void cuda_lm::forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) {
-  std::vector<std::int32_t> all(logit_rows.size());
-  for (std::size_t i = 0; i < all.size(); ++i)
-    all[i] = std::int32_t(i);
-  forward_draw(batch, cache, logit_rows, {}, 1.0f, nullptr, all, logits);
-}
-
 // ---- scoring ----
 
 std::unique_ptr<cuda_tape> cuda_lm::run_scored(const packed_batch& batch, bool save) {

@@ -1,5 +1,6 @@
 #pragma once
 #include "model/cuda/device_blocks.hpp"
+#include "model/cuda/device_draws.hpp"
 #include "model/kernels/elementwise.hpp"
 #include "model/registry.hpp"
 #include <map>
@@ -59,7 +60,7 @@ public:
   void forward(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, float* logits) override;
   bool draws() const override { return true; }
   void forward_draw(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, std::span<const token_draw> draws,
-                    float logprob_temperature, troupe::drawn_token* drawn, std::span<const std::int32_t> host_rows, float* logits) override;
+                    troupe::drawn_token* drawn) override;
   target_values score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>* save) override;
   void backward(tape& saved, std::span<const float> d_logprob, std::span<const float> d_entropy) override;
   void zero_grads() override {
@@ -75,7 +76,6 @@ public:
   float logprob(const float* logits, std::int32_t id, float temperature) const override;
 
 private:
-  struct draw_buffers;
   struct bucket_graph;
   void enter() const { set_device(where_.gpu()); } // CUDA's current device is a thread's
   void check(const token_batch& batch, std::int32_t cache_blocks) const;
@@ -104,9 +104,10 @@ private:
   attention_gradient_plan gradient_plan(cuda_tape& t);
   // decoding (cuda_generate.cpp)
   bool is_decoding(const token_batch& batch, std::span<const std::int32_t> logit_rows) const;
-  draw_buffers place_draws(std::span<const token_draw> draws, std::int64_t n, float logprob_temperature);
-  void launch(draw_buffers& d, const device_batch& tokens, residual x, std::int32_t last_position, arena& memory, device_cache& cache);
-  void replay(draw_buffers& d, const device_batch& tokens, std::int32_t last_position, device_cache& cache);
+  float* queue_pass(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, std::span<const token_draw> draws);
+  float* launch(const draw_arrays& draws, const device_batch& tokens, residual x, std::int32_t last_position, arena& memory,
+                device_cache& cache);
+  float* replay(const draw_arrays& draws, const device_batch& tokens, std::int32_t last_position, device_cache& cache);
 
   model_config cfg_;
   model_options options_;
@@ -128,11 +129,10 @@ private:
   // decoding
   arena eager_, captured_;
   batch_upload upload_;
-  using graph_key = std::tuple<std::int64_t, std::int32_t, std::uint32_t, bool>; // rows, keys, temperature's bits, truncation
+  using graph_key = std::tuple<std::int64_t, bool, std::int32_t, bool, bool, bool>; // rows, draws; keys; truncation, edits, alternatives
   std::map<graph_key, std::shared_ptr<bucket_graph>> graphs_;
   std::uint64_t graphs_cache_ = 0; // number of the cache that they were recorded with
-  device_buffer draws_;
-  pinned_buffer host_draws_, host_drawn_;
+  device_draws draws_;
 };
 
 } // namespace troupe::cuda

@@ -1,4 +1,5 @@
 #include "model/kernels/cuda/draw.cuh"
+#include <algorithm>
 
 namespace troupe::cuda {
 namespace {
@@ -63,30 +64,32 @@ __device__ int invert(const float* x, std::int64_t vocab, const float* sums, int
 }
 
 // One cluster a draw; the last part, in a fixed order, is its first warp's.
-__global__ void __launch_bounds__(row_threads)
-    draw_rows(const float* logits, std::int64_t vocab, const row_draw* draws, float logprob_temperature, drawn_token* drawn) {
-  __shared__ row_sums row;
+__global__ void __launch_bounds__(row_threads) draw_rows(rows_to_draw rows) {
+  __shared__ row_sums sums;
   const auto cluster = cg::this_cluster();
-  const std::int64_t n = blockIdx.x / cluster.num_blocks();
-  const row_draw draw = draws[n];
+  const std::int64_t n = blockIdx.x / cluster.num_blocks(), vocab = rows.vocab;
+  const row_draw draw = rows.draws[n];
   if (truncates(draw))
     return;
-  const float* const x = logits + draw.row * vocab;
   const int n_blocks = int((vocab + column_block - 1) / column_block), lane = int(threadIdx.x % 32);
   const warp_share share = own_share();
-  float most = 0;
-  int best = 0;
-  greatest_of_row(x, vocab, n_blocks, row.maxima, most, best);
+  const drawn_row row(rows, draw, n, n_blocks, sums.maxima);
+  if (const std::int32_t refused = row.refusal()) {
+    if (share.begin == 0 && lane == 0)
+      rows.drawn[n] = {refused, 0.f};
+    return;
+  }
   const float inverse = inverse_of(draw.temperature);
-  const float maximum = tempered(most, logprob_temperature) + 0.f;
-  row_sums& gathered = *cluster.map_shared_rank(&row, 0);
+  const float maximum = tempered(row.original_most, draw.logprob_temperature) + 0.f;
+  row_sums& gathered = *cluster.map_shared_rank(&sums, 0);
   for (int b = share.begin; b < n_blocks; b += share.step) {
-    const columns c(x, vocab, b, -INFINITY);
+    const columns c(row.original, vocab, b, -INFINITY);
+    const columns x = row.x == row.original ? c : columns(row.x, vocab, b, -INFINITY);
     float weight = 0.f, sum = 0.f;
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      weight += exp_nonpositive((c.at[k] - most) * inverse);
-      sum += exp_negative(tempered(c.at[k], logprob_temperature) - maximum);
+      weight += exp_nonpositive((x.at[k] - row.most) * inverse);
+      sum += exp_negative(tempered(c.at[k], draw.logprob_temperature) - maximum);
     }
     weight = warp_sum(weight), sum = warp_sum(sum);
     if (lane == 0)
@@ -95,22 +98,27 @@ __global__ void __launch_bounds__(row_threads)
   cluster.sync();
   if (share.begin != 0)
     return;
-  if (most == INFINITY) {
-    if (lane == 0)
-      drawn[n] = {-1, 0.f};
-    return;
-  }
-  const softmax_stats stats{maximum, sum_of_blocks(row.softmax, n_blocks), 0.f};
-  const int id = draw.temperature == 0 ? best : invert(x, vocab, row.weights, n_blocks, most, inverse, draw.u);
+  const softmax_stats stats{maximum, sum_of_blocks(sums.softmax, n_blocks), 0.f};
+  const int id = draw.temperature == 0 ? row.best : invert(row.x, vocab, sums.weights, n_blocks, row.most, inverse, draw.u);
   if (lane == 0)
-    drawn[n] = {id, logprob(stats, x[id], logprob_temperature)};
+    rows.drawn[n] = {id, logprob(stats, row.original[id], draw.logprob_temperature)};
 }
 
 } // namespace
 
-void draw_tokens(const float* logits, std::int64_t vocab, const row_draw* draws, std::int64_t n, float logprob_temperature,
-                 drawn_token* drawn, stream where) {
-  launch_rows("draw_tokens", draw_rows, n, vocab, where, logits, vocab, draws, logprob_temperature, drawn);
+void draw_tokens(const float* logits, std::int64_t vocab, const draw_arrays& arrays, float* scratch, stream where) {
+  const std::int64_t each = arrays.edits ? edited_rows : std::max<std::int64_t>(arrays.n, 1);
+  for (std::int64_t begin = 0; begin < arrays.n; begin += each) {
+    const std::int64_t n = std::min(each, arrays.n - begin);
+    const rows_to_draw rows{logits, vocab, arrays.draws + begin, scratch, arrays.drawn + begin};
+    if (arrays.edits)
+      queue_edits(rows, n, arrays.edits, arrays.entries, where);
+    launch_rows("draw_tokens", draw_rows, n, vocab, where, rows);
+    if (arrays.truncated)
+      queue_truncated(rows, n, where);
+    if (arrays.top)
+      queue_listing(rows, n, arrays.top, where);
+  }
 }
 
 } // namespace troupe::cuda

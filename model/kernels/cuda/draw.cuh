@@ -1,6 +1,6 @@
 #pragma once
+#include "model/kernels/cuda/draw.hpp"
 #include "model/kernels/cuda/softmax.cuh"
-#include "model/kernels/cuda/softmax.hpp"
 #include <cfloat>
 
 // What draws from rows of logits share.
@@ -31,8 +31,9 @@ struct row_maxima {
   int best[row_cluster * row_warps];
 };
 
-/// The greatest of a warp's share of the row and the lowest id that has it; infinity where a logit is not finite.
-__device__ inline void find_greatest(const float* x, std::int64_t vocab, int n_blocks, warp_share share, float& most, int& best) {
+/// The greatest of a warp's share of the row and the lowest id that has it; infinity where a logit is not finite, unless the row is edited.
+__device__ inline void find_greatest(const float* x, std::int64_t vocab, int n_blocks, bool edited, warp_share share, float& most,
+                                     int& best) {
   most = -FLT_MAX, best = nowhere;
   bool finite = true;
   for (int b = share.begin; b < n_blocks; b += share.step) {
@@ -40,7 +41,7 @@ __device__ inline void find_greatest(const float* x, std::int64_t vocab, int n_b
     const int first = b * column_block + int(threadIdx.x % 32);
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      finite = finite && fabsf(c.at[k]) <= FLT_MAX;
+      finite = finite && (edited || fabsf(c.at[k]) <= FLT_MAX);
       if (c.at[k] > most || best == nowhere)
         most = c.at[k], best = first + 32 * k;
     }
@@ -71,11 +72,13 @@ __device__ inline void greatest_of_all(const row_maxima& row, int n, float& most
   }
 }
 
-/// The greatest logit of a cluster's row and the lowest id that has it, for every thread; infinity where a logit is not finite.
-__device__ inline void greatest_of_row(const float* x, std::int64_t vocab, int n_blocks, row_maxima& row, float& most, int& best) {
+/// The greatest logit of a cluster's row and the lowest id that has it, for every thread; infinity where a logit is not finite, -FLT_MAX
+/// where an edited row has none left.
+__device__ inline void greatest_of_row(const float* x, std::int64_t vocab, int n_blocks, bool edited, row_maxima& row, float& most,
+                                       int& best) {
   const auto cluster = cooperative_groups::this_cluster();
   const warp_share share = own_share();
-  find_greatest(x, vocab, n_blocks, share, most, best);
+  find_greatest(x, vocab, n_blocks, edited, share, most, best);
   cluster.sync(); // all blocks have begun
   if (const int lane = int(threadIdx.x % 32); lane < int(cluster.num_blocks())) {
     row_maxima& of_block = *cluster.map_shared_rank(&row, lane);
@@ -87,6 +90,39 @@ __device__ inline void greatest_of_row(const float* x, std::int64_t vocab, int n
 
 /// The temperature's inverse, as sample_token has it.
 __device__ inline float inverse_of(double temperature) { return float(1.0 / fmin(fmax(temperature, 1e-37), 1e37)); }
+
+/// What a kernel draws from: draw i's row, or row i of `edited`.
+struct rows_to_draw {
+  const float* logits;
+  std::int64_t vocab;
+  const row_draw* draws;
+  float* edited;
+  drawn_token* drawn;
+};
+
+/// A draw's row as the model gave it and as it is drawn from, with their greatest logits.
+struct drawn_row {
+  const float *original, *x;
+  float original_most, most;
+  int best;
+  /// A whole cluster's.
+  __device__ drawn_row(const rows_to_draw& rows, const row_draw& draw, std::int64_t n, int n_blocks, row_maxima& maxima)
+      : original(rows.logits + draw.row * rows.vocab), x(draw.edits < 0 ? original : rows.edited + n * rows.vocab) {
+    greatest_of_row(original, rows.vocab, n_blocks, false, maxima, most, best);
+    original_most = most;
+    if (draw.edits >= 0 && most < INFINITY)
+      greatest_of_row(x, rows.vocab, n_blocks, true, maxima, most, best);
+  }
+  /// Why nothing can be drawn; 0: something can.
+  __device__ std::int32_t refusal() const {
+    return original_most == INFINITY ? not_finite : x != original && most == -FLT_MAX ? none_left : 0;
+  }
+};
+
+/// The kernels of edit_rows.cu and truncate.cu, for n draws; each leaves the draws that are not its own alone.
+void queue_edits(const rows_to_draw& rows, std::int64_t n, const row_edits* edits, const logit_edit* entries, stream where);
+void queue_truncated(const rows_to_draw& rows, std::int64_t n, stream where);
+void queue_listing(const rows_to_draw& rows, std::int64_t n, drawn_token* top, stream where);
 
 /// Whether a draw leaves tokens of its row out; not the kernel of draw.cu, but that of truncate.cu then draws.
 __device__ inline bool truncates(const row_draw& d) { return d.temperature != 0 && (d.top_k > 0 || d.top_p < 1 || d.min_p > 0); }

@@ -24,26 +24,4 @@ void softmax_backward(dtype type, const float* logits, std::int64_t rows, std::i
                       const kernels::softmax_stats* stats, const std::int32_t* begin, const std::int32_t* entry_ids, const float* d_logprob,
                       const float* d_entropy, void* d_logits, stream where);
 
-/// A token to be drawn from a row, as rollout/sampler.hpp's sample_token has it.
-struct row_draw {
-  std::int32_t row = 0;
-  double temperature = 1; // 0: greedy, the lowest id of equals, whatever follows
-  double u = 0;           // uniform in [0, 1)
-  std::int32_t top_k = 0; // 0: off
-  double top_p = 1;       // of what top_k left; 1: off
-  double min_p = 0;       // of the most probable's probability; 0: off
-};
-struct drawn_token {
-  std::int32_t id = 0; // -1: a logit of the row is not finite
-  float logprob = 0;   // softmax of logits / logprob_temperature over the whole row
-};
-/// The draws without truncation, ids bit for bit the sampler's; others are left alone. draws, drawn: [n], the device's; logits and vocab
-/// as above. The log-probability has the bits of softmax_rows and logprobs_of.
-void draw_tokens(const float* logits, std::int64_t vocab, const row_draw* draws, std::int64_t n, float logprob_temperature,
-                 drawn_token* drawn, stream where);
-/// The draws with truncation; others are left alone. Masses are whole numbers: what is kept is exact for a token's mass rounded to 2^-40 of
-/// the most probable's, and ids differ from the sampler's where u or top_p lies within rounding of a border.
-void draw_truncated(const float* logits, std::int64_t vocab, const row_draw* draws, std::int64_t n, float logprob_temperature,
-                    drawn_token* drawn, stream where);
-
 } // namespace troupe::cuda

@@ -233,16 +233,17 @@ __device__ void cut_mass(const tempered_row& row, mass wanted, mass amount, row_
 
 // Everything from here on is a whole cluster's. `first`: the memory of its first block, which selects.
 
-// Lists the tokens of the bin that is to be cut, in no order.
-__device__ void list_bin(const tempered_row& row, int bin, int n_blocks, row_memory& first) {
+// Lists tokens of which `wanted` is true, in no order.
+template <class F>
+__device__ void list_tokens(const tempered_row& row, int n_blocks, row_memory& first, const F& wanted) {
   const warp_share share = own_share();
   for (int b = share.begin; b < n_blocks; b += share.step) {
     const columns c(row.x, row.vocab, b, -INFINITY);
 #pragma unroll
     for (int k = 0; k < 8; ++k)
-      if (row.bin(c.at[k]) == bin)
+      if (const int id = b * column_block + int(threadIdx.x % 32) + 32 * k; c.at[k] >= -FLT_MAX && wanted(c.at[k], id))
         if (const int at = atomicAdd(&first.n_listed, 1); at < most_listed)
-          first.list[at] = {c.at[k], b * column_block + int(threadIdx.x % 32) + 32 * k};
+          first.list[at] = {c.at[k], id};
   }
 }
 
@@ -265,34 +266,40 @@ __device__ void cut_row(const tempered_row& row, int n_blocks, const histogram& 
   cluster.sync();
   const int bin = first.bin;
   if (bin >= 0)
-    list_bin(row, bin, n_blocks, first);
+    list_tokens(row, n_blocks, first, [&](float logit, int) { return row.bin(logit) == bin; });
   cluster.sync();
   if (bin >= 0 && leads)
     cut_bin(aim + 1 - f.before, f.amount);
 }
 
+// What is measured of a row.
+struct wanted_sums {
+  bool counts, masses;
+  int n_bins; // of all
+  float maximum, logprob_temperature;
+};
+
 // Counts and masses of the row's bins and its softmax's sum, all in the first block.
-__device__ void measure(const tempered_row& row, const row_draw& draw, int n_blocks, float maximum, float logprob_temperature,
-                        row_memory& memory) {
+__device__ void measure(const tempered_row& row, const float* original, const wanted_sums& wanted, int n_blocks, row_memory& memory) {
   const auto cluster = cg::this_cluster();
   row_memory& first = *cluster.map_shared_rank(&memory, 0);
   const warp_share share = own_share();
-  const bool counted = draw.top_k > 0, weighed = draw.top_p < 1;
   const histogram counts{memory.bins.counts, nullptr}, masses{memory.bins.low, memory.bins.high};
   counts.clear(), masses.clear();
   __syncthreads();
   for (int b = share.begin; b < n_blocks; b += share.step) {
-    const columns c(row.x, row.vocab, b, -INFINITY);
+    const columns c(original, row.vocab, b, -INFINITY);
+    const columns x = row.x == original ? c : columns(row.x, row.vocab, b, -INFINITY);
     float sum = 0.f;
 #pragma unroll
     for (int k = 0; k < 8; ++k) {
-      sum += exp_negative(tempered(c.at[k], logprob_temperature) - maximum);
-      const int bin = row.bin(c.at[k]);
-      if (bin < n_bins - 1) {
-        if (counted)
+      sum += exp_negative(tempered(c.at[k], wanted.logprob_temperature) - wanted.maximum);
+      const int bin = row.bin(x.at[k]);
+      if (bin < wanted.n_bins && x.at[k] >= -FLT_MAX) {
+        if (wanted.counts)
           counts.add(bin, 1);
-        if (weighed)
-          masses.add(bin, mass_of(row.weight(c.at[k])));
+        if (wanted.masses)
+          masses.add(bin, mass_of(row.weight(x.at[k])));
       }
     }
     sum = warp_sum(sum);
@@ -381,41 +388,44 @@ __device__ int invert(const tempered_row& row, const cut& kept, const mass* mass
   return first + first_above(n, target, [&](int i) { return kept_mass(row, kept, row.x[first + i], first + i); });
 }
 
+__device__ void cut_to_count(const tempered_row& row, int n_blocks, int k, row_memory& memory) {
+  cut_row(
+      row, n_blocks, {memory.bins.counts, nullptr}, memory, [&] { return mass(k - 1); },
+      [&](mass rest, mass amount) { cut_count(row, rest, amount, memory); });
+}
+__device__ void cut_to_mass(const tempered_row& row, int n_blocks, double p, row_memory& memory) {
+  const histogram masses{memory.bins.low, memory.bins.high};
+  const auto target = [&] {
+    find(masses, ~mass(0), memory);
+    return max(mass(1), mass(ceil(p * double(memory.total)))) - 1;
+  };
+  cut_row(row, n_blocks, masses, memory, target, [&](mass rest, mass amount) { cut_mass(row, rest, amount, memory); });
+}
+
 // One cluster a draw; cuts and the last part are its first block's.
-__global__ void __launch_bounds__(row_threads, 2)
-    draw_truncated_rows(const float* logits, std::int64_t vocab, const row_draw* draws, float logprob_temperature, drawn_token* drawn) {
+__global__ void __launch_bounds__(row_threads, 2) draw_truncated_rows(rows_to_draw rows) {
   __shared__ row_memory memory;
   const auto cluster = cg::this_cluster();
   const std::int64_t n = blockIdx.x / cluster.num_blocks();
-  const row_draw draw = draws[n];
+  const row_draw draw = rows.draws[n];
   if (!truncates(draw))
     return;
-  const int n_blocks = int((vocab + column_block - 1) / column_block);
-  tempered_row row{logits + draw.row * vocab, vocab, 0.f, inverse_of(draw.temperature), 0.f};
-  int best = 0;
-  greatest_of_row(row.x, vocab, n_blocks, memory.maxima, row.most, best);
-  if (row.most == INFINITY) {
+  const int n_blocks = int((rows.vocab + column_block - 1) / column_block);
+  const drawn_row of_draw(rows, draw, n, n_blocks, memory.maxima);
+  if (const std::int32_t refused = of_draw.refusal()) {
     if (cluster.block_rank() == 0 && threadIdx.x == 0)
-      drawn[n] = {-1, 0.f};
+      rows.drawn[n] = {refused, 0.f};
     return;
   }
-  row.least = __double2float_ru(draw.min_p);
+  const tempered_row row{of_draw.x, rows.vocab, of_draw.most, inverse_of(draw.temperature), __double2float_ru(draw.min_p)};
+  const float maximum = tempered(of_draw.original_most, draw.logprob_temperature) + 0.f;
   if (threadIdx.x == 0)
     memory.kept = {~0u, nowhere};
-  const float maximum = tempered(row.most, logprob_temperature) + 0.f;
-  measure(row, draw, n_blocks, maximum, logprob_temperature, memory);
+  measure(row, of_draw.original, {draw.top_k > 0, draw.top_p < 1, n_bins - 1, maximum, draw.logprob_temperature}, n_blocks, memory);
   if (draw.top_k > 0)
-    cut_row(
-        row, n_blocks, {memory.bins.counts, nullptr}, memory, [&] { return mass(draw.top_k - 1); },
-        [&](mass k, mass amount) { cut_count(row, k, amount, memory); });
-  if (draw.top_p < 1) {
-    const histogram masses{memory.bins.low, memory.bins.high};
-    const auto target = [&] {
-      find(masses, ~mass(0), memory);
-      return max(mass(1), mass(ceil(draw.top_p * double(memory.total)))) - 1;
-    };
-    cut_row(row, n_blocks, masses, memory, target, [&](mass wanted, mass amount) { cut_mass(row, wanted, amount, memory); });
-  }
+    cut_to_count(row, n_blocks, draw.top_k, memory);
+  if (draw.top_p < 1)
+    cut_to_mass(row, n_blocks, draw.top_p, memory);
   cluster.sync();
   row_memory& first = *cluster.map_shared_rank(&memory, 0);
   const cut kept = first.kept;
@@ -425,14 +435,53 @@ __global__ void __launch_bounds__(row_threads, 2)
     return;
   const int id = invert(row, kept, memory.masses, n_blocks, draw.u);
   if (threadIdx.x == 0)
-    drawn[n] = {id, logprob({maximum, memory.softmax_sum, 0.f}, row.x[id], logprob_temperature)};
+    rows.drawn[n] = {id, logprob({maximum, memory.softmax_sum, 0.f}, of_draw.original[id], draw.logprob_temperature)};
+}
+
+// The draw's n_top most probable ids, each to the place that as many others come before.
+__global__ void __launch_bounds__(row_threads, 2) list_most_probable(rows_to_draw rows, drawn_token* top) {
+  __shared__ row_memory memory;
+  const auto cluster = cg::this_cluster();
+  const std::int64_t n = blockIdx.x / cluster.num_blocks();
+  const row_draw draw = rows.draws[n];
+  if (draw.n_top == 0)
+    return;
+  const int n_blocks = int((rows.vocab + column_block - 1) / column_block);
+  tempered_row row{rows.logits + draw.row * rows.vocab, rows.vocab, 0.f, 1.f, 0.f};
+  int best = 0;
+  greatest_of_row(row.x, rows.vocab, n_blocks, false, memory.maxima, row.most, best);
+  if (row.most == INFINITY)
+    return;
+  const float maximum = tempered(row.most, draw.logprob_temperature) + 0.f;
+  measure(row, row.x, {true, false, n_bins, maximum, draw.logprob_temperature}, n_blocks, memory);
+  cut_to_count(row, n_blocks, draw.n_top, memory);
+  if (threadIdx.x == 0)
+    memory.n_listed = 0;
+  cluster.sync();
+  row_memory& first = *cluster.map_shared_rank(&memory, 0);
+  const cut kept = first.kept;
+  list_tokens(row, n_blocks, first, [&](float logit, int id) { return kept.keeps(logit, id); });
+  cluster.sync();
+  if (cluster.block_rank() != 0)
+    return;
+  for (int i = int(threadIdx.x); i < draw.n_top; i += row_threads) {
+    const auto [logit, id] = memory.list[i];
+    const cut own{order_of(logit), id - 1};
+    int place = 0;
+    for (int j = 0; j < draw.n_top; ++j)
+      place += own.keeps(memory.list[j].logit, memory.list[j].id);
+    top[draw.top_begin + place] = {id, logprob({maximum, memory.softmax_sum, 0.f}, logit, draw.logprob_temperature)};
+  }
 }
 
 } // namespace
 
-void draw_truncated(const float* logits, std::int64_t vocab, const row_draw* draws, std::int64_t n, float logprob_temperature,
-                    drawn_token* drawn, stream where) {
-  launch_rows("draw_truncated", draw_truncated_rows, n, vocab, where, logits, vocab, draws, logprob_temperature, drawn);
+void queue_truncated(const rows_to_draw& rows, std::int64_t n, stream where) {
+  launch_rows("draw_tokens: truncation", draw_truncated_rows, n, rows.vocab, where, rows);
+}
+
+void queue_listing(const rows_to_draw& rows, std::int64_t n, drawn_token* top, stream where) {
+  launch_rows("draw_tokens: alternatives", list_most_probable, n, rows.vocab, where, rows, top);
 }
 
 } // namespace troupe::cuda
