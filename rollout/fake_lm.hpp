@@ -78,17 +78,15 @@ public:
 
   bool draws() const override { return draws_; }
   void forward_draw(const token_batch& batch, kv_cache& cache, std::span<const std::int32_t> logit_rows, std::span<const token_draw> draws,
-                    float temperature, drawn_token* drawn, std::span<const std::int32_t> host_rows, float* logits) override {
+                    drawn_token* drawn) override {
     const auto vocab = std::size_t(config_.vocab_size);
     std::vector<float> all(logit_rows.size() * vocab);
     forward(batch, cache, logit_rows, all.data());
     for (std::size_t i = 0; i < draws.size(); ++i) {
       const float* row = all.data() + std::size_t(draws[i].row) * vocab;
       drawn[i].id = draw_from(row, draws[i]);
-      drawn[i].logprob = logprob(row, drawn[i].id, temperature);
+      drawn[i].logprob = logprob(row, drawn[i].id, draws[i].logprob_temperature);
     }
-    for (std::size_t i = 0; i < host_rows.size(); ++i)
-      std::copy_n(all.data() + std::size_t(host_rows[i]) * vocab, vocab, logits + i * vocab);
   }
 
   target_values score(const packed_batch& batch, float temperature, bool entropy, std::unique_ptr<tape>*) override {
