@@ -15,7 +15,7 @@ generator_options make_generator_options(const config& cfg, const model_config& 
   out.max_sequence = std::min(model.max_position_embeddings, cfg.data.max_prompt_length + cfg.data.max_response_length);
   out.eos_token_ids = std::move(end_tokens);
   if (const auto& ahead = cfg.rollout.speculative; ahead.method != "off")
-    out.speculative = {ahead.num_speculative_tokens, ahead.disable_by_batch_size};
+    out.speculative = {.num_speculative_tokens = ahead.num_speculative_tokens, .disable_by_batch_size = ahead.disable_by_batch_size};
   out.parallel_for = [&where](std::int64_t n, const std::function<void(std::int64_t)>& f) { where.pool().each(n, f); };
   return out;
 }

@@ -2,10 +2,12 @@
 #include "core/error.hpp"
 #include "core/trace.hpp"
 #include "model/tokenizer/tokenizer.hpp"
+#include "rollout/row_cost.hpp"
 #include "rollout/scheduler.hpp"
 #include "rollout/stop_matcher.hpp"
 #include "rollout/suffix_drafter.hpp"
 #include <algorithm>
+#include <chrono>
 #include <exception>
 #include <fstream>
 #include <limits>
@@ -35,10 +37,6 @@ std::int64_t default_blocks(const causal_lm& model, const generator_options& opt
   const auto memory = bytes / std::max<std::int64_t>(1, std::int64_t(model.cache_block_bytes()));
   return memory == 0 ? most : std::clamp<std::int64_t>(memory, blocks_for(options.max_sequence), most);
 }
-
-// One more row, in passes of so few that reading the weights decides: a token comes true that rarely and it still pays.
-// Measured: SmolLM2-135M's pass takes 14 ms with one row and 20 ms with 16 on two cores (docs/results.md).
-constexpr double row_cost = 0.03;
 
 void make_set(std::vector<std::int32_t>& ids) {
   std::sort(ids.begin(), ids.end());
@@ -86,6 +84,7 @@ struct generator::impl {
   std::map<std::uint64_t, request_state> requests;             // by the caller's id
   std::map<const scheduled_prompt*, request_state*> by_prompt; // the same
   std::unique_ptr<suffix_drafter> drafter;                     // null: no drafts
+  row_cost costs;                                              // decides how likely a draft must be
   std::vector<std::uint64_t> aborted;
   std::vector<float> logits;
   weights_version version;
@@ -169,7 +168,8 @@ std::vector<std::int32_t> generator::impl::draft_for(const sequence& s, std::int
                    request.params.max_tokens - std::int64_t(s.output_ids.size()) - 1});
   if (most <= 0)
     return {};
-  auto draft = drafter->propose(request.id, s.sample_index, most, row_cost * double(plan->n_running()));
+  const double row = options.speculative.row_cost > 0 ? options.speculative.row_cost : costs.at(plan->n_running());
+  auto draft = drafter->propose(request.id, s.sample_index, most, row * double(plan->n_running()));
   const auto ends = [&](std::int32_t id) { return std::binary_search(state.end_ids.begin(), state.end_ids.end(), id); };
   draft.erase(std::find_if(draft.begin(), draft.end(), ends), draft.end());
   return draft;
@@ -467,7 +467,10 @@ std::vector<generation_output> generator::step() {
   for (const auto& [from, to] : pass.copies)
     self.cache->copy_block(from, to);
   auto draws = self.draws_of(pass);
+  const auto begin = std::chrono::steady_clock::now();
   self.run(pass, draws);
+  if (const auto rows = pass.batch.ids.size(); rows == pass.batch.segments.size())
+    self.costs.add(std::int64_t(rows), std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   ++self.counts.passes;
   self.counts.rows += std::int64_t(pass.batch.ids.size());
   for (std::size_t i = 0; i < draws.size();) {

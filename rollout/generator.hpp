@@ -16,6 +16,7 @@ class tokenizer;
 struct speculative_options {
   std::int64_t num_speculative_tokens = 0; // most of a sample and pass; 0: off
   std::int64_t disable_by_batch_size = 16; // while more sequences run there is no draft: the pass has enough rows
+  double row_cost = 0;                     // of a pass, of one more row: how likely a draft must be; 0: learnt from the passes' seconds
 };
 
 struct generator_options {

@@ -105,7 +105,7 @@ TEST_P(generator_on_a_model, drafts_change_no_bit) {
   const auto want = run({.max_num_seqs = 16, .cache_blocks = 64}, all);
   EXPECT_EQ(accepted_, 0);
   for (const std::int64_t blocks : {64, 9}) {
-    const auto got = run({.max_num_seqs = 4, .max_batch_tokens = 50, .cache_blocks = blocks, .speculative = {6, 4}}, all);
+    const auto got = run({.max_num_seqs = 4, .max_batch_tokens = 50, .cache_blocks = blocks, .speculative = {6, 4, 0.03}}, all);
     EXPECT_GT(accepted_, 10);
     ASSERT_EQ(got.size(), want.size());
     for (std::size_t i = 0; i < want.size(); ++i)

@@ -84,7 +84,7 @@ TEST_P(speculative, fewer_passes_give_the_same) {
     generator_options options{.max_num_seqs = 8, .cache_blocks = 128, .eos_token_ids = {{}}};
     generator_counts plain, drafted;
     const auto want = run(repeating(GetParam()), options, requests, &plain);
-    options.speculative.num_speculative_tokens = 8;
+    options.speculative = {.num_speculative_tokens = 8, .row_cost = 0.03};
     const auto got = run(repeating(GetParam()), options, requests, &drafted);
     expect_same(got, want);
     EXPECT_EQ(plain.passes, 300);
@@ -99,7 +99,7 @@ TEST_P(speculative, fewer_passes_give_the_same) {
 
 TEST_P(speculative, the_second_time_takes_fewer_passes) {
   generator_options options{.cache_blocks = 64, .eos_token_ids = {{}}};
-  options.speculative.num_speculative_tokens = 8;
+  options.speculative = {.num_speculative_tokens = 8, .row_cost = 0.03};
   generator g(repeating(GetParam(), 2.0f), nullptr, options);
   std::int64_t passes[2];
   outputs results[2];
@@ -115,7 +115,7 @@ TEST_P(speculative, the_second_time_takes_fewer_passes) {
 
 TEST_P(speculative, a_full_batch_is_left_alone) {
   generator_options options{.cache_blocks = 128, .eos_token_ids = {{}}};
-  options.speculative = {.num_speculative_tokens = 8, .disable_by_batch_size = 3};
+  options.speculative = {.num_speculative_tokens = 8, .disable_by_batch_size = 3, .row_cost = 0.03};
   generator_counts four, three;
   run(repeating(GetParam()), options, {request(1, 9, 4, 100)}, &four);
   run(repeating(GetParam()), options, {request(1, 9, 3, 100)}, &three);
@@ -128,7 +128,7 @@ TEST_P(speculative, new_weights_meet_no_keys_of_a_draft) {
   for (const auto under_way : {inflight_cache::recompute, inflight_cache::keep}) {
     auto model = repeating(GetParam());
     generator_options options{.cache_blocks = 64, .eos_token_ids = {{}}};
-    options.speculative.num_speculative_tokens = 8;
+    options.speculative = {.num_speculative_tokens = 8, .row_cost = 0.03};
     generator g(model, nullptr, options);
     const auto r = request(1, 40, 1, 300);
     g.add(r);
@@ -203,7 +203,8 @@ RC_GTEST_PROP(speculative_property, drafts_change_no_result, ()) {
     want.merge(
         run(repeating(draws, spread), {.max_num_seqs = 1, .max_batch_tokens = 4096, .cache_blocks = 256, .eos_token_ids = {{3}}}, {r}));
   options.speculative = {.num_speculative_tokens = *rc::gen::inRange<std::int64_t>(1, 40),
-                         .disable_by_batch_size = *rc::gen::element<std::int64_t>(1, 4, 100)};
+                         .disable_by_batch_size = *rc::gen::element<std::int64_t>(1, 4, 100),
+                         .row_cost = *rc::gen::element(0.0, 0.01)};
   generator g(repeating(draws, spread), small_tokenizer(), options);
   outputs got;
   for (const auto& r : requests) {

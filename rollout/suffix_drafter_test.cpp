@@ -1,3 +1,4 @@
+#include "rollout/row_cost.hpp"
 #include "rollout/suffix_drafter.hpp"
 #include <algorithm>
 #include <gtest/gtest.h>
@@ -192,6 +193,33 @@ TEST(suffix_drafter, memory_stays_within_its_bounds) {
   d.begin(100, count_from(19, 10), 1);
   d.begin(101, count_from(0, 10), 1);
   EXPECT_EQ(d.history_tokens(), 900);
+}
+
+TEST(row_cost, follows_the_passes_that_ran) {
+  struct {
+    const char* what;
+    double flat_to, per_row; // a pass takes 1, and per_row for each row beyond flat_to
+    std::int64_t at;
+    double least, most;
+  } cases[] = {
+      {"rows are free", 64, 0, 1, 0, 0.02},
+      {"rows cost what they compute", 1, 1, 4, 0.2, 0.26},
+      {"free up to four", 4, 0.25, 1, 0.1, 0.25},
+      {"free up to four, from there", 4, 0.25, 4, 0.2, 0.26},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.what);
+    row_cost costs;
+    EXPECT_EQ(costs.at(c.at), 0.05);
+    for (int i = 0; i < 100; ++i)
+      for (const std::int64_t rows : {1, 4, 9, 17})
+        costs.add(rows, 1 + c.per_row * std::max(0.0, double(rows) - c.flat_to));
+    EXPECT_GE(costs.at(c.at), c.least);
+    EXPECT_LE(costs.at(c.at), c.most);
+    for (int i = 0; i < 2000; ++i)
+      costs.add(c.at, 1); // longer passes are forgotten, and tried again
+    EXPECT_NEAR(costs.at(c.at), 0.05, 0.001);
+  }
 }
 
 } // namespace
