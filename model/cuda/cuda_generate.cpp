@@ -1,5 +1,7 @@
 #include "core/error.hpp"
 #include "model/cuda/cuda_lm_impl.hpp"
+#include "model/kernels/cuda/elementwise.hpp"
+#include "model/kernels/cuda/few_rows.hpp"
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -59,9 +61,19 @@ float* cuda_lm::launch(const draw_arrays& draws, const device_batch& tokens, res
   x = run_blocks(tokens, x, last_position, memory, &cache, nullptr);
   if (tokens.n_rows == 0)
     return nullptr;
-  void* normalised = normalise(x, tokens.rows, tokens.n_rows, memory, nullptr);
   auto* logits = memory.take_array<float>(std::size_t(tokens.n_rows * cfg_.vocab_size));
-  head(normalised, tokens.n_rows, logits);
+  const std::int64_t h = layout_.back().in, n_rows = tokens.n_rows;
+  if (!x.delta && widths_.empty() && matmul_.exact() &&
+      few_rows::takes(compute_type(), n_rows, cfg_.vocab_size, h)) { // the norm and the product in one
+    const std::size_t bytes = std::size_t(n_rows * h) * size_of(compute_type());
+    void *sum = memory.take(bytes), *room = memory.take(bytes);
+    gather_rows(compute_type(), x.sum, tokens.rows, n_rows, h, sum, stream_.get());
+    few_rows::product(
+        {sum, matrix_.value, nullptr, n_rows, cfg_.vocab_size, h, norm_.value, float(layout_.back().layer.rms_norm_eps), room}, logits,
+        dtype::f32, stream_.get());
+  } else {
+    head(normalise(x, tokens.rows, n_rows, memory, nullptr), n_rows, logits);
+  }
   float* scratch = draws.edits ? memory.take_array<float>(std::size_t(std::min(draws.n, edited_rows) * cfg_.vocab_size)) : nullptr;
   draw_tokens(logits, cfg_.vocab_size, draws, scratch, stream_.get());
   return logits;

@@ -1,5 +1,6 @@
 #include "model/cuda/device_blocks.hpp"
 #include "model/kernels/cuda/elementwise.hpp"
+#include "model/kernels/cuda/few_rows.hpp"
 #include <algorithm>
 
 namespace troupe::cuda {
@@ -120,6 +121,15 @@ residual device_block::forward(const device_pass& p, residual x, const float* co
   }
 }
 
+// Queries and keys of qkv [n, row()], in place.
+void device_block::normalise_heads(const device_pass& p, void* qkv) const {
+  const std::int64_t n = p.tokens.n, d = heads_.head_dim;
+  const auto eps = float(spec_.layer.rms_norm_eps);
+  auto* keys = static_cast<std::byte*>(qkv) + std::size_t(heads_.n_heads * d) * size_of(p.type);
+  rms_norm_heads(p.type, qkv, heads_.row(), q_norm_.value, eps, n, heads_.n_heads, d, qkv, heads_.row(), p.where);
+  rms_norm_heads(p.type, keys, heads_.row(), k_norm_.value, eps, n, heads_.n_kv_heads, d, keys, heads_.row(), p.where);
+}
+
 residual device_block::decoder_forward(const device_pass& p, residual x, const float* cosines, saved_layer* save) const {
   const std::int64_t n = p.tokens.n, h = spec_.in, d = heads_.head_dim;
   const auto eps = float(spec_.layer.rms_norm_eps);
@@ -128,6 +138,8 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
     copy_async(to, from, std::size_t(n * columns) * size_of(p.type), p.where);
     return to;
   };
+  if (!save && takes_few_rows(p))
+    return few_rows_forward(p, x, cosines);
   void* norm = p.empty(n, h);
   add_rms_norm(p.type, x.delta, x.sum, input_norm_.value, eps, n, h, norm, p.where);
   if (save)
@@ -136,9 +148,7 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
   if (q_norm_.value) {
     if (save)
       save->raw_qk = keep(qkv, heads_.row());
-    auto* keys = static_cast<std::byte*>(qkv) + std::size_t(heads_.n_heads * d) * size_of(p.type);
-    rms_norm_heads(p.type, qkv, heads_.row(), q_norm_.value, eps, n, heads_.n_heads, d, qkv, heads_.row(), p.where);
-    rms_norm_heads(p.type, keys, heads_.row(), k_norm_.value, eps, n, heads_.n_kv_heads, d, keys, heads_.row(), p.where);
+    normalise_heads(p, qkv);
   }
   const device_batch& t = p.tokens;
   rope_write(p.type, heads_, qkv, n, t.positions, cosines, t.slots, p.layer_cache, t.n_copies, t.copy_rows, t.copy_slots, p.where);
@@ -156,6 +166,41 @@ residual device_block::decoder_forward(const device_pass& p, residual x, const f
   if (save)
     save->gate_up = gate_up;
   return {x.sum, p.row_parallel(act, n, down_, down_bias_, "the MLP")};
+}
+
+bool device_block::takes_few_rows(const device_pass& p) const {
+  const auto takes = [&](const stacked& w) { return few_rows::takes(p.type, p.tokens.n, w.rows, w.columns); };
+  return p.tp.size() == 1 && p.products.exact() && p.tokens.n_copies == 0 && heads_.head_dim % 16 == 0 && takes(qkv_) && takes(o_) &&
+         takes(gate_up_) && takes(down_);
+}
+
+// The same bits with fewer kernels: each product does what stands before and after it.
+residual device_block::few_rows_forward(const device_pass& p, residual x, const float* cosines) const {
+  const std::int64_t n = p.tokens.n, h = spec_.in, d = heads_.head_dim;
+  const auto eps = float(spec_.layer.rms_norm_eps);
+  const device_batch& t = p.tokens;
+  void* const norm = p.empty(n, h);
+  const auto of = [&](const void* in, const stacked& w, const stacked& bias, const void* norm_weight) {
+    return few_rows::operands{in, w.value, bias.value, n, w.rows, w.columns, norm_weight, eps, norm};
+  };
+  if (x.delta)
+    add(p.type, x.sum, x.delta, n * h, p.where);
+  void* const qkv = p.empty(n, heads_.row());
+  if (q_norm_.value) {
+    few_rows::product(of(x.sum, qkv_, qkv_bias_, input_norm_.value), qkv, p.type, p.where);
+    normalise_heads(p, qkv);
+    rope_write(p.type, heads_, qkv, n, t.positions, cosines, t.slots, p.layer_cache, 0, nullptr, nullptr, p.where);
+  } else {
+    few_rows::rotated_product(of(x.sum, qkv_, qkv_bias_, input_norm_.value), {heads_, t.positions, cosines, t.slots, p.layer_cache}, qkv,
+                              p.where);
+  }
+  void* const attended = p.empty(n, heads_.n_heads * d);
+  attend(p.type, heads_, t.plan, qkv, p.layer_cache, attended, nullptr, p.attention_scratch, p.where);
+  few_rows::add_product(of(attended, o_, o_bias_, nullptr), x.sum, p.where);
+  void* const act = p.empty(n, gate_up_.rows / 2);
+  few_rows::gated_product(of(x.sum, gate_up_, gate_up_bias_, post_norm_.value), act, p.where);
+  few_rows::add_product(of(act, down_, down_bias_, nullptr), x.sum, p.where);
+  return {x.sum, nullptr};
 }
 
 } // namespace troupe::cuda

@@ -83,6 +83,9 @@ public:
 
 private:
   residual decoder_forward(const device_pass& p, residual x, const float* cosines, saved_layer* save) const;
+  bool takes_few_rows(const device_pass& p) const;
+  residual few_rows_forward(const device_pass& p, residual x, const float* cosines) const;
+  void normalise_heads(const device_pass& p, void* qkv) const;
   void decoder_backward(const device_pass& p, const saved_layer& saved, float* d_hidden, const float* cosines) const;
   void mlp_backward(const device_pass& p, const saved_layer& saved, float* d_hidden) const;
   void attention_backward(const device_pass& p, const saved_layer& saved, float* d_hidden, const float* cosines) const;

@@ -1,4 +1,5 @@
 #include "model/kernels/cuda/attention_loads.cuh"
+#include "model/kernels/cuda/launch.cuh"
 
 // Decoding: the rows of the matrix instruction are the query heads of one kv head's group. Splits leave parts that are not divided by
 // their sums; the last CTA of a (segment, kv head) merges them in ascending order.
@@ -126,6 +127,8 @@ __global__ __launch_bounds__(Warps * 32) void decode_splits(const __grid_constan
   extern __shared__ __align__(1024) std::uint8_t shared[];
   constexpr int ring = Stages * KS * D * 2; // bytes a warp
   static_assert(16 * D * 4 + 16 * 8 <= ring);
+  let_successor_start();
+  wait_for_predecessors();
   const int kv_head = blockIdx.y, segment = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
   const int len = a.plan.n_keys[segment], n_blocks = (len + block_keys - 1) / block_keys;
   const int n_splits = (n_blocks + blocks_per_split - 1) / blocks_per_split;
@@ -249,6 +252,8 @@ __global__ __launch_bounds__(blocks_per_split * 32) void decode_wide(const __gri
   constexpr int tile = block_keys * D * 2, W = D / blocks_per_split;
   extern __shared__ __align__(1024) std::uint8_t shared[];
   __shared__ wide_tiles<D> t;
+  let_successor_start();
+  wait_for_predecessors();
   const int split = blockIdx.x, kv_head = blockIdx.y, segment = blockIdx.z, w = threadIdx.x / 32, lane = threadIdx.x & 31;
   const int len = a.plan.n_keys[segment], n_blocks = (len + block_keys - 1) / block_keys;
   const int n_splits = (n_blocks + blocks_per_split - 1) / blocks_per_split;
@@ -312,17 +317,8 @@ void launch_wide(const arguments& a, unsigned n_splits, stream where) {
   const bool together = n_splits <= most_together;
   const std::size_t group = a.shape.n_heads / a.shape.n_kv_heads, bytes = wide_tiles<D>::bytes + together * n_splits * group * (D + 2) * 4;
   check(cudaFuncSetAttribute(decode_wide<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)), "decode attention");
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {n_splits, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(n_splits, unsigned(a.shape.n_kv_heads), unsigned(a.plan.n_single));
-  config.blockDim = dim3(blocks_per_split * 32);
-  config.dynamicSmemBytes = bytes;
-  config.stream = where;
-  config.attrs = &cluster;
-  config.numAttrs = together && n_splits > 1;
-  check(cudaLaunchKernelEx(&config, decode_wide<D>, a), "decode attention");
+  const dim3 grid(n_splits, unsigned(a.shape.n_kv_heads), unsigned(a.plan.n_single));
+  launch_early_clusters("decode attention", decode_wide<D>, grid, together ? n_splits : 1, blocks_per_split * 32, bytes, where, a);
 }
 
 template <int D>
@@ -333,9 +329,12 @@ void launch_decode(const arguments& a, stream where) {
   const unsigned heads = unsigned(a.shape.n_kv_heads), segments = unsigned(a.plan.n_single);
   if (std::int64_t(segments) * heads * n_splits <= room)
     launch_wide<D>(a, n_splits, where);
-  else
-    launch(decode_splits<D, KS, stages, warps>, {(n_splits + warps - 1) / warps, heads, segments}, warps * 32,
-           16 * D * 2 + warps * stages * KS * D * 2, where, "decode attention", a);
+  else {
+    constexpr int bytes = 16 * D * 2 + warps * stages * KS * D * 2;
+    const auto kernel = decode_splits<D, KS, stages, warps>;
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "decode attention");
+    launch_early("decode attention", kernel, {(n_splits + warps - 1) / warps, heads, segments}, warps * 32, bytes, where, a);
+  }
 }
 
 } // namespace

@@ -66,6 +66,7 @@ __device__ int invert(const float* x, std::int64_t vocab, const float* sums, int
 // One cluster a draw; the last part, in a fixed order, is its first warp's.
 __global__ void __launch_bounds__(row_threads) draw_rows(rows_to_draw rows) {
   __shared__ row_sums sums;
+  wait_for_predecessors();
   const auto cluster = cg::this_cluster();
   const std::int64_t n = blockIdx.x / cluster.num_blocks(), vocab = rows.vocab;
   const row_draw draw = rows.draws[n];

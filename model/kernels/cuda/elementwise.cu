@@ -1,5 +1,6 @@
 #include "model/kernels/cuda/check.cuh"
 #include "model/kernels/cuda/elementwise.hpp"
+#include "model/kernels/cuda/launch.cuh"
 #include "model/kernels/cuda/numeric.cuh"
 
 namespace troupe::cuda {
@@ -21,6 +22,8 @@ __global__ void __launch_bounds__(threads) by_elements(F f, std::int64_t count) 
 // f.vector<N>(row, column) for n rows of `width` elements, a multiple of N: no division by the width.
 template <int N, class F>
 __global__ void __launch_bounds__(threads) by_rows(F f, std::int64_t width) {
+  let_successor_start();
+  wait_for_predecessors();
   const std::int64_t column = (std::int64_t(blockIdx.y) * threads + threadIdx.x) * N;
   if (column < width)
     f.template vector<N>(blockIdx.x, column);
@@ -31,10 +34,9 @@ void for_rows(const char* what, std::int64_t n, std::int64_t width, bool vectors
   if (n == 0 || width == 0)
     return;
   if (vectors && width % N == 0)
-    by_rows<N><<<dim3(unsigned(n), ceil_div(width, std::int64_t(threads) * N)), threads, 0, where>>>(f, width);
+    launch_early(what, by_rows<N, F>, dim3(unsigned(n), ceil_div(width, std::int64_t(threads) * N)), threads, 0, where, f, width);
   else
-    by_rows<1><<<dim3(unsigned(n), ceil_div(width, threads)), threads, 0, where>>>(f, width);
-  check(cudaGetLastError(), what);
+    launch_early(what, by_rows<1, F>, dim3(unsigned(n), ceil_div(width, threads)), threads, 0, where, f, width);
 }
 
 template <int N, class F>

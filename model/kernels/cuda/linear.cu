@@ -1,4 +1,5 @@
 #include "core/error.hpp"
+#include "model/kernels/cuda/few_rows.hpp"
 #include "model/kernels/cuda/linear.hpp"
 #include "model/kernels/cuda/simt_gemm.hpp"
 #include <array>
@@ -73,7 +74,7 @@ bool in_one_piece(const cublasLtMatmulHeuristicResult_t& result) {
          pieces <= 1;
 }
 
-plan make_plan(cublasLtHandle_t handle, const product& what) {
+plan make_plan(cublasLtHandle_t handle, const product& what, std::size_t workspace) {
   plan p;
   describe(what, p);
   cublasLtMatmulPreferenceOpaque_t preference{};
@@ -81,8 +82,9 @@ plan make_plan(cublasLtHandle_t handle, const product& what) {
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
     check(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof value), "describing a product");
   };
-  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t(0));
-  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t(CUBLASLT_REDUCTION_SCHEME_NONE));
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t(workspace));
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         std::uint32_t(workspace ? CUBLASLT_REDUCTION_SCHEME_MASK : CUBLASLT_REDUCTION_SCHEME_NONE));
   for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                                CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
     prefer(attribute, std::uint32_t(16));
@@ -90,7 +92,7 @@ plan make_plan(cublasLtHandle_t handle, const product& what) {
   int n = 0;
   cublasLtMatmulAlgoGetHeuristic(handle, &p.operation, &p.a, &p.b, &p.d, &p.d, &preference, int(results.size()), results.data(), &n);
   for (int i = 0; i < n && !p.found; ++i)
-    if (in_one_piece(results[std::size_t(i)]))
+    if (workspace ? results[std::size_t(i)].state == CUBLAS_STATUS_SUCCESS : in_one_piece(results[std::size_t(i)]))
       p.algorithm = results[std::size_t(i)].algo, p.found = true;
   return p;
 }
@@ -100,6 +102,7 @@ plan make_plan(cublasLtHandle_t handle, const product& what) {
 struct matmul::impl {
   cublasLtHandle_t handle = nullptr;
   std::map<product, plan> plans;
+  device_buffer workspace; // empty where bits count
 
   /// Whether the library can do it within the rules; then it is queued.
   bool run(const product& what, const void* a, const void* b, const void* bias, void* d, stream where) {
@@ -110,7 +113,7 @@ struct matmul::impl {
     if (at == plans.end()) {
       if (plans.size() >= most_plans)
         plans.clear();
-      at = plans.emplace(what, make_plan(handle, what)).first;
+      at = plans.emplace(what, make_plan(handle, what, workspace.size())).first;
     }
     plan& p = at->second;
     if (!p.found)
@@ -118,13 +121,20 @@ struct matmul::impl {
     if (what.bias)
       set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     const float one = 1, beta = what.accumulate ? 1.f : 0.f;
-    check(cublasLtMatmul(handle, &p.operation, &one, a, &p.a, b, &p.b, &beta, d, &p.d, d, &p.d, &p.algorithm, nullptr, 0, where),
+    check(cublasLtMatmul(handle, &p.operation, &one, a, &p.a, b, &p.b, &beta, d, &p.d, d, &p.d, &p.algorithm, workspace.data(),
+                         workspace.size(), where),
           "a product");
     return true;
   }
 };
 
-matmul::matmul() : impl_(std::make_unique<impl>()) { check(cublasLtCreate(&impl_->handle), "starting cuBLASLt"); }
+matmul::matmul(bool exact) : impl_(std::make_unique<impl>()) {
+  check(cublasLtCreate(&impl_->handle), "starting cuBLASLt");
+  if (!exact)
+    impl_->workspace = device_buffer(std::size_t{32} << 20);
+}
+bool matmul::exact() const { return impl_->workspace.size() == 0; }
+
 matmul::~matmul() { cublasLtDestroy(impl_->handle); }
 
 void matmul::forward(dtype type, const void* x, const void* w, const void* bias, std::int64_t n, std::int64_t m, std::int64_t k, void* y,
@@ -133,7 +143,9 @@ void matmul::forward(dtype type, const void* x, const void* w, const void* bias,
     throw error(errc::unsupported, "matmul: results of type " + std::string(name_of(out)) + "; they are of the operands' type or F32");
   if (n == 0)
     return;
-  // Which of the two does not depend on n. The library's float32 kernels add in orders that do.
+  if (exact() && few_rows::takes(type, n, m, k) && (!bias || out == type) && aligned(x) && aligned(w) && aligned(y))
+    return few_rows::product({x, w, bias, n, m, k}, y, out, where);
+  // Which of these two does not depend on n. The library's float32 kernels add in orders that do.
   const bool regular = type == dtype::bf16 && k % 8 == 0 && m % 8 == 0;
   const product what{type, out, true, false, bias != nullptr, false, m, n, k};
   if (regular && impl_->run(what, w, x, bias, y, where))

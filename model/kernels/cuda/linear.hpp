@@ -6,12 +6,14 @@
 
 namespace troupe::cuda {
 
-/// Matrix products on one GPU through cuBLASLt without workspace (so without split-K), or by a kernel of our own for float32 and for shapes
-/// that are no multiples of 16 bytes: a row's bits depend on that row, the matrix, m and k alone, not on n (docs/numerics.md).
-/// One thread at a time; calls may be captured in a graph.
+/// Matrix products on one GPU through cuBLASLt without workspace (so without split-K), or by kernels of our own: few_rows.hpp's, and one
+/// for float32 and for shapes that are no multiples of 16 bytes. A row's bits depend on that row, the matrix, m and k alone, not on n
+/// (docs/numerics.md). One thread at a time; calls may be captured in a graph.
 class matmul {
 public:
-  matmul();
+  /// exact false: what the library thinks fastest, bits as they come; only to measure what exactness costs.
+  explicit matmul(bool exact = true);
+  bool exact() const;
   ~matmul();
   matmul(const matmul&) = delete;
   matmul& operator=(const matmul&) = delete;

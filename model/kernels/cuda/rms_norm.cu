@@ -1,13 +1,12 @@
 #include "model/kernels/cuda/check.cuh"
 #include "model/kernels/cuda/elementwise.hpp"
-#include "model/kernels/cuda/numeric.cuh"
+#include "model/kernels/cuda/rms_norm.cuh"
 #include <algorithm>
 
 namespace troupe::cuda {
 namespace {
 
-constexpr int max_chunks = 8; // vectors of a row that one thread keeps in registers
-constexpr int max_threads = 512;
+constexpr int max_chunks = 8;     // vectors of a row that one thread keeps in registers
 constexpr int max_partials = 256; // of the weight's gradient
 
 // Where rows lie: n rows of `heads` heads of h elements, `ld` elements from row to row.
@@ -21,14 +20,13 @@ struct strided {
   }
 };
 
-// Of a sum of squares over h elements.
-__device__ float inverse_root(float squares, float eps, int h) { return __frcp_rn(__fsqrt_rn(__fdiv_rn(squares, float(h)) + eps)); }
-
 // One block a row. Thread t holds the vectors t, t + threads, t + 2 threads, ... of the row in registers between the passes.
 template <class T, int N, int Chunks>
-__global__ void __launch_bounds__(max_threads)
+__global__ void __launch_bounds__(norm_threads)
     add_rms_norm_rows(const T* x, const T* before, T* residual, const T* w, float eps, int h, T* y, strided from, strided to) {
   using V = vec<T, N>;
+  let_successor_start();
+  wait_for_predecessors();
   const int n_vectors = h / N;
   const std::int64_t at = from(blockIdx.x);
   const V* const in = reinterpret_cast<const V*>(x ? x + at : nullptr);
@@ -48,9 +46,7 @@ __global__ void __launch_bounds__(max_threads)
         round_to(kept[c].at[i], widen(kept[c].at[i]) + widen(add.at[i]));
       reinterpret_cast<V*>(residual + at)[j] = kept[c];
     }
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      squares = __fmaf_rn(widen(kept[c].at[i]), widen(kept[c].at[i]), squares);
+    add_squares(squares, kept[c]);
   }
   const float inverse = inverse_root(block_sum(squares), eps, h);
 #pragma unroll
@@ -58,24 +54,20 @@ __global__ void __launch_bounds__(max_threads)
     const int j = c * blockDim.x + threadIdx.x;
     if (j >= n_vectors)
       break;
-    const V weight = reinterpret_cast<const V*>(w)[j];
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      round_to(kept[c].at[i], widen(weight.at[i]) * rounded<T>(widen(kept[c].at[i]) * inverse));
+    scale(kept[c], reinterpret_cast<const V*>(w)[j], inverse);
     out[j] = kept[c];
   }
 }
 
-// How a row is cut over threads: by its width alone. Two vectors a thread keep enough loads in flight; the widest rows take more.
 struct row_cut {
   int threads, chunks;
 };
 row_cut cut(const char* what, std::int64_t h, int n) {
   const std::int64_t n_vectors = h / n;
-  if (h < 1 || n_vectors > std::int64_t(max_chunks) * max_threads)
+  if (h < 1 || n_vectors > std::int64_t(max_chunks) * norm_threads)
     throw error(errc::bad_shape, std::string(what) + ": rows of " + std::to_string(h) + " elements; this kernel takes 1 to " +
-                                     std::to_string(std::int64_t(max_chunks) * max_threads * n) + " of them");
-  const int threads = int(std::min<std::int64_t>(max_threads, (n_vectors + 63) / 64 * 32));
+                                     std::to_string(std::int64_t(max_chunks) * norm_threads * n) + " of them");
+  const int threads = row_threads(n_vectors);
   return {threads, int((n_vectors + threads - 1) / threads)};
 }
 
@@ -103,15 +95,14 @@ void launch(const char* what, const void* x, const void* before, void* residual,
   const auto kernel = c.chunks <= 2   ? add_rms_norm_rows<T, N, 2>
                       : c.chunks <= 4 ? add_rms_norm_rows<T, N, 4>
                                       : add_rms_norm_rows<T, N, max_chunks>;
-  kernel<<<unsigned(n_rows), c.threads, 0, where>>>(static_cast<const T*>(x), static_cast<const T*>(before), static_cast<T*>(residual),
-                                                    static_cast<const T*>(w), eps, int(from.h), static_cast<T*>(y), from, to);
-  check(cudaGetLastError(), what);
+  launch_early(what, kernel, unsigned(n_rows), unsigned(c.threads), 0, where, static_cast<const T*>(x), static_cast<const T*>(before),
+               static_cast<T*>(residual), static_cast<const T*>(w), eps, int(from.h), static_cast<T*>(y), from, to);
 }
 
 // dx of one row a block: inv * (g - xhat * mean(g * xhat)), g = dy * w; its 1/sqrt goes to `inverses`.
 template <class T, int N>
-__global__ void __launch_bounds__(max_threads) rms_norm_dx_rows(const float* dy, strided dy_at, const T* x, strided x_at, const T* w,
-                                                                float eps, int h, float* dx, strided dx_at, bool add, float* inverses) {
+__global__ void __launch_bounds__(norm_threads) rms_norm_dx_rows(const float* dy, strided dy_at, const T* x, strided x_at, const T* w,
+                                                                 float eps, int h, float* dx, strided dx_at, bool add, float* inverses) {
   using V = vec<T, N>;
   using F = vec<float, N>;
   const int n_vectors = h / N;
@@ -119,10 +110,7 @@ __global__ void __launch_bounds__(max_threads) rms_norm_dx_rows(const float* dy,
   const F* const d = reinterpret_cast<const F*>(dy + dy_at(blockIdx.x));
   float squares = 0.f;
   for (int j = threadIdx.x; j < n_vectors; j += blockDim.x) {
-    const V v = in[j];
-#pragma unroll
-    for (int i = 0; i < N; ++i)
-      squares = __fmaf_rn(widen(v.at[i]), widen(v.at[i]), squares);
+    add_squares(squares, in[j]);
   }
   const float inverse = inverse_root(block_sum(squares), eps, h);
   if (threadIdx.x == 0)

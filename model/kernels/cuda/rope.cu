@@ -1,36 +1,13 @@
 #include "model/kernels/cuda/check.cuh"
 #include "model/kernels/cuda/elementwise.hpp"
-#include "model/kernels/cuda/numeric.cuh"
+#include "model/kernels/cuda/launch.cuh"
+#include "model/kernels/cuda/rope.cuh"
 #include <algorithm>
 
 namespace troupe::cuda {
 namespace {
 
 constexpr int threads = 128;
-constexpr int block_tokens = 32; // of a cache block
-
-// N elements of each half of a head: (a, b) -> (a cos - b sin, b cos + a sin).
-template <class T, int N>
-struct halves {
-  vec<T, N> a, b;
-  __device__ void load(const T* head, int half, int j) {
-    a = *reinterpret_cast<const vec<T, N>*>(head + j), b = *reinterpret_cast<const vec<T, N>*>(head + half + j);
-  }
-  __device__ void store(T* head, int half, int j) const {
-    *reinterpret_cast<vec<T, N>*>(head + j) = a, *reinterpret_cast<vec<T, N>*>(head + half + j) = b;
-  }
-  // angles: the position's cosines, then sines.
-  __device__ void rotate(const float* angles, int half, int j, float sign) {
-    const auto c = *reinterpret_cast<const vec<float, N>*>(angles + j), s = *reinterpret_cast<const vec<float, N>*>(angles + half + j);
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float va = widen(a.at[i]), vb = widen(b.at[i]), sine = s.at[i] * sign;
-      round_to(a.at[i], va * c.at[i] - vb * sine);
-      round_to(b.at[i], vb * c.at[i] + va * sine);
-    }
-  }
-};
-
 // One block a row.
 template <class T, int N>
 __global__ void __launch_bounds__(threads)
@@ -47,23 +24,14 @@ __global__ void __launch_bounds__(threads)
   }
 }
 
-// Where head `kv` (keys, then values) of a slot lies.
-template <class T>
-__device__ T* cache_head(T* cache, const attention_shape& shape, int slot, int kv) {
-  const std::int64_t head = std::int64_t(slot / block_tokens) * 2 * shape.n_kv_heads + kv;
-  return cache + (head * block_tokens + slot % block_tokens) * shape.head_dim;
-}
-// And where head `head` (queries, keys, values) of a row.
-template <class T>
-__device__ T* row_head(T* qkv, const attention_shape& shape, std::int64_t row, int head) {
-  return qkv + (row * (shape.n_heads + 2 * shape.n_kv_heads) + head) * shape.head_dim;
-}
-
 // One block a row: queries and keys are rotated, keys and values written to the row's slot.
 template <class T, int N>
 __global__ void __launch_bounds__(threads)
     rope_write_rows(attention_shape shape, T* qkv, const std::int32_t* positions, const float* table, const std::int32_t* slots, T* cache) {
-  const int d = shape.head_dim, half = d / 2, per_head = half / N, slot = slots[blockIdx.x];
+  let_successor_start();
+  const int d = shape.head_dim, half = d / 2, per_head = half / N;
+  wait_for_predecessors();
+  const int slot = slots[blockIdx.x];
   const float* const angles = table + std::int64_t(positions[blockIdx.x]) * d;
   for (int i = threadIdx.x; i < (shape.n_heads + 2 * shape.n_kv_heads) * per_head; i += threads) {
     const int head = i / per_head, j = i % per_head * N, kv = head - shape.n_heads;
@@ -127,7 +95,7 @@ void rope_write(dtype type, const attention_shape& shape, void* qkv, std::int64_
     auto *rows = static_cast<T*>(qkv), *blocks = static_cast<T*>(cache);
     if (n > 0) {
       const auto kernel = vectors ? rope_write_rows<T, N> : rope_write_rows<T, 1>;
-      kernel<<<unsigned(n), threads, 0, where>>>(shape, rows, positions, table, slots, blocks);
+      launch_early("rope_write", kernel, unsigned(n), threads, 0, where, shape, rows, positions, table, slots, blocks);
     }
     if (n_copies > 0) {
       const auto kernel = vectors ? copy_to_cache<T, N> : copy_to_cache<T, 1>;

@@ -1,5 +1,6 @@
 #include "model/kernels/cuda/check.cuh"
 #include "model/kernels/cuda/elementwise.hpp"
+#include "model/kernels/cuda/launch.cuh"
 #include "model/kernels/cuda/numeric.cuh"
 #include <algorithm>
 
@@ -9,19 +10,26 @@ namespace {
 // Row i of n: row from[i] of x (i itself where from is null; zeros where it is negative) goes to row to[i] of out, likewise.
 template <class V>
 __global__ void copy_rows(const V* x, const std::int32_t* from, const std::int32_t* to, std::int64_t width, V* out) {
+  let_successor_start();
+  wait_for_predecessors();
   const std::int64_t i = blockIdx.x, source = from ? from[i] : i, target = to ? to[i] : i;
   for (std::int64_t j = threadIdx.x; j < width; j += blockDim.x)
     out[target * width + j] = source < 0 ? V() : x[source * width + j];
 }
 
 void copy(const char* what, dtype type, const void* x, const std::int32_t* from, const std::int32_t* to, std::int64_t n, std::int64_t h,
-          void* out, stream where) {
+          void* out, bool first, stream where) {
   if (n == 0 || h == 0)
     return;
   const auto launch = [&](auto v, std::int64_t width) {
     using V = decltype(v);
     const int threads = int(std::clamp<std::int64_t>((width + 31) / 32 * 32, 32, 256));
-    copy_rows<<<unsigned(n), threads, 0, where>>>(static_cast<const V*>(x), from, to, width, static_cast<V*>(out));
+    const auto* const in = static_cast<const V*>(x);
+    auto* const rows = static_cast<V*>(out);
+    if (first) // of a pass: launch.cuh
+      copy_rows<<<unsigned(n), threads, 0, where>>>(in, from, to, width, rows);
+    else
+      launch_early(what, copy_rows<V>, unsigned(n), unsigned(threads), 0, where, in, from, to, width, rows);
   };
   with_type(type, what, [&](auto t) {
     using T = decltype(t);
@@ -81,15 +89,15 @@ __global__ void __launch_bounds__(32 * bias_lanes) column_sums(const T* dy, std:
 } // namespace
 
 void embed(dtype type, const void* table, const std::int32_t* ids, std::int64_t n, std::int64_t h, void* out, stream where) {
-  copy("embed", type, table, ids, nullptr, n, h, out, where);
+  copy("embed", type, table, ids, nullptr, n, h, out, true, where);
 }
 
 void gather_rows(dtype type, const void* x, const std::int32_t* rows, std::int64_t n_rows, std::int64_t h, void* out, stream where) {
-  copy("gather_rows", type, x, rows, nullptr, n_rows, h, out, where);
+  copy("gather_rows", type, x, rows, nullptr, n_rows, h, out, false, where);
 }
 
 void scatter_rows(dtype type, const void* x, const std::int32_t* rows, std::int64_t n_rows, std::int64_t h, void* out, stream where) {
-  copy("scatter_rows", type, x, nullptr, rows, n_rows, h, out, where);
+  copy("scatter_rows", type, x, nullptr, rows, n_rows, h, out, false, where);
 }
 
 void embed_backward(const std::int32_t* ids, const std::int32_t* begin, const std::int32_t* order, std::int64_t n_ids, const float* d_out,

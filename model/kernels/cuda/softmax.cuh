@@ -1,5 +1,5 @@
 #pragma once
-#include "model/kernels/cuda/check.cuh"
+#include "model/kernels/cuda/launch.cuh"
 #include "model/kernels/cuda/memory.hpp"
 #include "model/kernels/cuda/numeric.cuh"
 #include "model/kernels/elementwise.hpp"
@@ -84,16 +84,8 @@ void launch_rows(const char* what, void (*kernel)(P...), std::int64_t rows, std:
                                      std::to_string(column_block * max_column_blocks));
   if (rows == 0)
     return;
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {rows < 128 && vocab > 8192 ? unsigned(row_cluster) : 1u, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(rows) * cluster.val.clusterDim.x);
-  config.blockDim = dim3(row_threads);
-  config.stream = where;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
+  const unsigned blocks = rows < 128 && vocab > 8192 ? unsigned(row_cluster) : 1u;
+  launch_early_clusters(what, kernel, unsigned(rows) * blocks, blocks, row_threads, 0, where, arguments...);
 }
 
 } // namespace troupe::cuda
