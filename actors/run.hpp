@@ -25,7 +25,7 @@ struct run_inputs {
   std::string resume_only; // this checkpoint and no other
   int threads = 0;         // 0: one a core
   isa which = isa::scalar;
-  int gpu = -1;            // that models are made on; -1: the CPU
+  int gpu = -1; // that models are made on; -1: the CPU
 };
 
 /// Throws errc::bad_config or errc::unsupported, naming the key: placement and channel that do not go together, an address

@@ -171,8 +171,9 @@ std::vector<config_field> experience_fields() {
       field("rollout.ignore_eos", AT(rollout.ignore_eos), "the model's end tokens do not end a sample"),
       between(1, 65536, field("rollout.max_num_seqs", AT(rollout.max_num_seqs), "sequences in flight in one actor")),
       between(1, 1024, field("rollout.tensor_parallel_size", AT(rollout.tensor_parallel_size), "ranks that share one rollout")),
-      choice("rollout.speculative.method", AT(rollout.speculative.method), {"off", "suffix"},
-             "suffix: tokens that followed the same ones in the prompt, the group's responses or the last epoch's run ahead of their draws"),
+      choice(
+          "rollout.speculative.method", AT(rollout.speculative.method), {"off", "suffix"},
+          "suffix: tokens that followed the same ones in the prompt, the group's responses or the last epoch's run ahead of their draws"),
       between(1, 256,
               field("rollout.speculative.num_speculative_tokens", AT(rollout.speculative.num_speculative_tokens),
                     "so many of a sample and pass at most")),
