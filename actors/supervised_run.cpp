@@ -200,7 +200,9 @@ private:
       heed(signals_, stop_, outputs_, &entrance_.workers());
       if (stop_)
         throw error(errc::cancelled, "stopped before a step began; start it again to go on");
-      replace_the_dead();
+      count_the_dead();
+      for (; missing_ > 0; --missing_)
+        entrance_.workers().start();
       const auto news = hall_.take();
       if (news.failure)
         throw *news.failure;
@@ -214,7 +216,7 @@ private:
 
   void watch(zmq_world& world) {
     heed(signals_, stop_, outputs_, &entrance_.workers());
-    replace_the_dead();
+    count_the_dead(); // replaced when the attempt is over: until then a new one would join ranks that are given up
     const auto news = hall_.take();
     if (news.failure && !failure_)
       failure_ = news.failure;
@@ -226,10 +228,10 @@ private:
       world.abort(lost_);
   }
 
-  void replace_the_dead() {
+  void count_the_dead() {
     for (const auto& e : entrance_.workers().reap()) {
       hall_.exited(e.pid, e.how);
-      entrance_.workers().start();
+      ++missing_;
     }
   }
 
@@ -259,6 +261,7 @@ private:
   rank_hall hall_;
   gate entrance_;
   std::atomic<bool> stop_ = false, progress_ = false;
+  int missing_ = 0; // local workers that ended and have no successor yet
   std::string lost_;
   std::optional<error> failure_;
 };
