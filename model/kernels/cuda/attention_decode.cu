@@ -148,7 +148,10 @@ __global__ __launch_bounds__(Warps * 32) void decode_splits(const __grid_constan
   const auto to =
       here ? parts<D>{rings, reinterpret_cast<float2*>(rings + 16 * D), group, ring / 4, ring / 8} : parts<D>::global(a, segment, kv_head);
   walk<D, 16, KS, Stages, 32>(a, q_s, q_s + 16 * D * 2 + warp * ring, segment, kv_head, lane, b0, b1, pos, len - 1, len - 1,
-                              [&](const state<D>& st, int split) { to.store(split, st, lane, 0, true); });
+                              [&](const state<D>& st, int split) {
+                                __syncwarp(); // all lanes have read the ring that the part may take the place of
+                                to.store(split, st, lane, 0, true);
+                              });
   if (here) {
     __syncthreads();
     merge<false, D, Warps * 32>(a, to, segment, kv_head, n_splits);

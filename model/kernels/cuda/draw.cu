@@ -5,7 +5,6 @@ namespace troupe::cuda {
 namespace {
 
 using kernels::softmax_stats;
-namespace cg = cooperative_groups;
 
 // What the cluster's first thread block gathers of a row.
 struct row_sums {
@@ -67,7 +66,7 @@ __device__ int invert(const float* x, std::int64_t vocab, const float* sums, int
 __global__ void __launch_bounds__(row_threads) draw_rows(rows_to_draw rows) {
   __shared__ row_sums sums;
   wait_for_predecessors();
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   const std::int64_t n = blockIdx.x / cluster.num_blocks(), vocab = rows.vocab;
   const row_draw draw = rows.draws[n];
   if (truncates(draw))

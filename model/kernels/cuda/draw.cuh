@@ -76,7 +76,7 @@ __device__ inline void greatest_of_all(const row_maxima& row, int n, float& most
 /// where an edited row has none left.
 __device__ inline void greatest_of_row(const float* x, std::int64_t vocab, int n_blocks, bool edited, row_maxima& row, float& most,
                                        int& best) {
-  const auto cluster = cooperative_groups::this_cluster();
+  const auto cluster = this_cluster();
   const warp_share share = own_share();
   find_greatest(x, vocab, n_blocks, edited, share, most, best);
   cluster.sync(); // all blocks have begun

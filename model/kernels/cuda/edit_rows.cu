@@ -3,8 +3,6 @@
 namespace troupe::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
-
 __device__ float finite(float v) { return fminf(fmaxf(v, -FLT_MAX), FLT_MAX); }
 
 // Changes the logits that a list names; what is masked stays so. A whole cluster's.
@@ -12,7 +10,7 @@ template <class F>
 __device__ void edit(float* row, const logit_edit* list, int n, const F& change) {
   if (n == 0)
     return;
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   for (unsigned i = cluster.thread_rank(); i < unsigned(n); i += cluster.num_threads()) {
     float& v = row[list[i].id];
     if (v >= -FLT_MAX)
@@ -23,7 +21,7 @@ __device__ void edit(float* row, const logit_edit* list, int n, const F& change)
 
 // One cluster a draw: a copy of its row, changed.
 __global__ void __launch_bounds__(row_threads) edit_rows(rows_to_draw rows, const row_edits* edits, const logit_edit* entries) {
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   const std::int64_t n = blockIdx.x / cluster.num_blocks();
   const row_draw draw = rows.draws[n];
   if (draw.edits < 0)

@@ -22,8 +22,8 @@ __device__ __forceinline__ void let_successor_start() {
 #endif
 }
 
-/// Whether the current device knows that; a process uses devices of one kind.
-inline bool starts_early() {
+/// Whether the current device is Hopper or later: early starts and clusters. A process uses devices of one kind.
+inline bool hopper_or_later() {
   static const bool known = [] {
     int device = 0, major = 0;
     check(cudaGetDevice(&device), "asking for the GPU");
@@ -42,7 +42,7 @@ void launch_early_clusters(const char* what, void (*kernel)(P...), dim3 grid, un
   attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
   attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = starts_early();
+  attributes[1].val.programmaticStreamSerializationAllowed = hopper_or_later();
   attributes[2].id = cudaLaunchAttributeClusterDimension;
   attributes[2].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};

@@ -6,7 +6,6 @@ namespace troupe::cuda {
 namespace {
 
 using kernels::softmax_stats;
-namespace cg = cooperative_groups;
 
 constexpr float lowest = -std::numeric_limits<float>::infinity();
 
@@ -16,7 +15,7 @@ __global__ void __launch_bounds__(row_threads)
     softmax_stats_rows(const float* logits, std::int64_t vocab, float temperature, softmax_stats* stats) {
   __shared__ float sums[max_column_blocks], moments[Moment ? max_column_blocks : 1], maxima[row_cluster * row_warps];
   wait_for_predecessors();
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   const std::int64_t row = blockIdx.x / cluster.num_blocks();
   const float* const x = logits + row * vocab;
   const int n_blocks = int((vocab + column_block - 1) / column_block), lane = int(threadIdx.x % 32);

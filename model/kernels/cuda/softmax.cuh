@@ -1,9 +1,9 @@
 #pragma once
+#include "model/kernels/cuda/cluster.cuh"
 #include "model/kernels/cuda/launch.cuh"
 #include "model/kernels/cuda/memory.hpp"
 #include "model/kernels/cuda/numeric.cuh"
 #include "model/kernels/elementwise.hpp"
-#include <cooperative_groups.h>
 
 // What softmax and sampling share: one row of logits by one cluster of thread blocks, which changes no bit.
 namespace troupe::cuda {
@@ -19,7 +19,7 @@ struct warp_share {
   int begin, step;
 };
 __device__ inline warp_share own_share() {
-  const auto cluster = cooperative_groups::this_cluster();
+  const auto cluster = this_cluster();
   return {int(cluster.block_rank() * row_warps + threadIdx.x / 32), int(cluster.num_blocks() * row_warps)};
 }
 
@@ -84,7 +84,7 @@ void launch_rows(const char* what, void (*kernel)(P...), std::int64_t rows, std:
                                      std::to_string(column_block * max_column_blocks));
   if (rows == 0)
     return;
-  const unsigned blocks = rows < 128 && vocab > 8192 ? unsigned(row_cluster) : 1u;
+  const unsigned blocks = hopper_or_later() && rows < 128 && vocab > 8192 ? unsigned(row_cluster) : 1u;
   launch_early_clusters(what, kernel, unsigned(rows) * blocks, blocks, row_threads, 0, where, arguments...);
 }
 

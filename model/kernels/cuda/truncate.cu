@@ -4,7 +4,6 @@
 namespace troupe::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
 using mass = unsigned long long;
 
 constexpr int n_bins = 2048;   // of a histogram; a row's first one has equal steps of the logit's distance from the greatest
@@ -252,7 +251,7 @@ __device__ void list_tokens(const tempered_row& row, int n_blocks, row_memory& f
 template <class Target, class Cut>
 __device__ void cut_row(const tempered_row& row, int n_blocks, const histogram& h, row_memory& memory, const Target& target,
                         const Cut& cut_bin) {
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   row_memory& first = *cluster.map_shared_rank(&memory, 0);
   const bool leads = cluster.block_rank() == 0;
   found f{};
@@ -281,7 +280,7 @@ struct wanted_sums {
 
 // Counts and masses of the row's bins and its softmax's sum, all in the first block.
 __device__ void measure(const tempered_row& row, const float* original, const wanted_sums& wanted, int n_blocks, row_memory& memory) {
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   row_memory& first = *cluster.map_shared_rank(&memory, 0);
   const warp_share share = own_share();
   const histogram counts{memory.bins.counts, nullptr}, masses{memory.bins.low, memory.bins.high};
@@ -405,7 +404,7 @@ __device__ void cut_to_mass(const tempered_row& row, int n_blocks, double p, row
 // One cluster a draw; cuts and the last part are its first block's.
 __global__ void __launch_bounds__(row_threads, 2) draw_truncated_rows(rows_to_draw rows) {
   __shared__ row_memory memory;
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   const std::int64_t n = blockIdx.x / cluster.num_blocks();
   const row_draw draw = rows.draws[n];
   if (!truncates(draw))
@@ -441,7 +440,7 @@ __global__ void __launch_bounds__(row_threads, 2) draw_truncated_rows(rows_to_dr
 // The draw's n_top most probable ids, each to the place that as many others come before.
 __global__ void __launch_bounds__(row_threads, 2) list_most_probable(rows_to_draw rows, drawn_token* top) {
   __shared__ row_memory memory;
-  const auto cluster = cg::this_cluster();
+  const auto cluster = this_cluster();
   const std::int64_t n = blockIdx.x / cluster.num_blocks();
   const row_draw draw = rows.draws[n];
   if (draw.n_top == 0)
