@@ -10,7 +10,7 @@ class thread_pool;
 class compute {
 public:
   /// threads 0: one a core. Throws errc::bad_usage when this processor lacks `which`.
-  /// gpu: the number of the GPU that models are made on, -1: the CPU. Throws errc::bad_usage when there is no such GPU here.
+  /// gpu: the number of the GPU that models are made on, -1: the CPU; make_model throws where there is no such GPU.
   explicit compute(int threads = 0, isa which = best_isa(), int gpu = -1);
   ~compute();
   compute(const compute&) = delete;

@@ -29,28 +29,8 @@ std::vector<isa> available() {
 
 TEST(Model, LogProbsEntropyAndGradientsAreTransformers) {
   compute where(2);
-  for (const auto& name : cases) {
-    const safetensors_reader file{data_dir + name + "/case.safetensors"};
-    const reference_case reference{file};
-    const auto model = load_model(data_dir + name, {dtype::f32, true, {"*"}}, where);
-    std::unique_ptr<tape> saved;
-    const auto values = model->score(reference.packed(), 0.7f, true, &saved);
-    ASSERT_EQ(values.logprobs.size(), reference.logprobs.size());
-    for (std::size_t i = 0; i < values.logprobs.size(); ++i) {
-      ASSERT_NEAR(values.logprobs[i], reference.logprobs[i], 2e-5) << name << " target " << i;
-      ASSERT_NEAR(values.entropy[i], reference.entropy[i], 2e-5) << name << " target " << i;
-    }
-    model->zero_grads();
-    model->backward(*saved, reference.d_logprob, reference.d_entropy);
-    for (const parameter& p : model->parameters()) {
-      const auto expected = read<float>(file, "grad." + p.name);
-      float largest = 0;
-      for (const float g : expected)
-        largest = std::max(largest, std::abs(g));
-      for (std::size_t i = 0; i < expected.size(); ++i)
-        ASSERT_NEAR(p.grad[i], expected[i], 5e-6 * largest) << name << " " << p.name << " " << i;
-    }
-  }
+  for (const auto& name : cases)
+    test::expect_transformers(*load_model(data_dir + name, {dtype::f32, true, {"*"}}, where), name, 5e-6f);
 }
 
 TEST(Model, DecodingGivesTheBitsOfScoringOnEveryInstructionSet) {

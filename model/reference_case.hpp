@@ -3,6 +3,9 @@
 #include "model/weights/safetensors.hpp"
 #include "model/weights/test_support.hpp"
 #include <algorithm>
+#include <cmath>
+#include <gtest/gtest.h>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -73,6 +76,30 @@ inline std::vector<float> through_the_cache(causal_lm& model, const std::vector<
     begin = end;
   }
   return logprobs;
+}
+
+/// A model's log-probs, entropies and gradients (relative to a tensor's largest) against those of the case.
+inline void expect_transformers(causal_lm& model, const std::string& name, float gradients) {
+  const safetensors_reader file{data_dir + name + "/case.safetensors"};
+  const reference_case reference{file};
+  std::unique_ptr<tape> saved;
+  const auto values = model.score(reference.packed(), 0.7f, true, &saved);
+  ASSERT_EQ(values.logprobs.size(), reference.logprobs.size());
+  for (std::size_t i = 0; i < values.logprobs.size(); ++i) {
+    ASSERT_NEAR(values.logprobs[i], reference.logprobs[i], 2e-5) << name << " target " << i;
+    ASSERT_NEAR(values.entropy[i], reference.entropy[i], 2e-5) << name << " target " << i;
+  }
+  model.zero_grads();
+  model.backward(*saved, reference.d_logprob, reference.d_entropy);
+  model.sum_gradients();
+  for (const parameter& p : model.parameters()) {
+    const auto expected = read<float>(file, "grad." + p.name);
+    float largest = 0;
+    for (const float g : expected)
+      largest = std::max(largest, std::abs(g));
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      ASSERT_NEAR(p.grad[i], expected[i], gradients * largest + 1e-12f) << name << " " << p.name << " " << i;
+  }
 }
 
 } // namespace troupe::test

@@ -3,6 +3,7 @@
 #include "rollout/fake_lm.hpp"
 #include "rollout/generate_all.hpp"
 #include "rollout/generator.hpp"
+#include "rollout/small_tokenizer.hpp"
 #include <algorithm>
 #include <gtest/gtest.h>
 #include <map>
@@ -368,17 +369,6 @@ TEST(generator, logits_that_are_not_finite_end_the_step_with_an_error) {
   generator g(std::make_shared<fake_lm>(50, 4096, std::nanf("")), nullptr, {.cache_blocks = 4});
   g.add(request(1, {1}, 2, 5));
   EXPECT_THROW(g.step(), error);
-}
-
-// Six tokens; the last two are the bytes of "é".
-std::shared_ptr<const tokenizer> small_tokenizer() {
-  return tokenizer::parse(R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-    "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-    "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-    "vocab": {"a": 0, "b": 1, "c": 2, "abc": 3, "\u00c3": 4, "\u00a9": 5}, "merges": []}})",
-                          "small");
 }
 
 TEST(generator, stop_strings_end_at_the_token_that_completes_one) {

@@ -1,6 +1,7 @@
 #include "model/tokenizer/tokenizer.hpp"
 #include "rollout/fake_lm.hpp"
 #include "rollout/generator.hpp"
+#include "rollout/small_tokenizer.hpp"
 #include <algorithm>
 #include <gtest/gtest.h>
 #include <map>
@@ -18,17 +19,6 @@ std::shared_ptr<fake_lm> repeating(bool draws, float spread = 12.0f) {
   model->set_memory(3);
   model->set_draws(draws);
   return model;
-}
-
-// Six tokens; the last two are the bytes of "é".
-std::shared_ptr<const tokenizer> small_tokenizer() {
-  return tokenizer::parse(R"({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-    "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null,
-    "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-    "vocab": {"a": 0, "b": 1, "c": 2, "abc": 3, "\u00c3": 4, "\u00a9": 5}, "merges": []}})",
-                          "small");
 }
 
 generation_request request(std::uint64_t id, std::size_t length, std::int64_t n, std::int64_t max_tokens) {

@@ -23,11 +23,4 @@ void* arena::take(std::size_t bytes) {
 
 void arena::reset() { chunk_ = used_ = 0; }
 
-std::size_t arena::bytes() const {
-  std::size_t sum = 0;
-  for (const auto& c : chunks_)
-    sum += c.size();
-  return sum;
-}
-
 } // namespace troupe::cuda

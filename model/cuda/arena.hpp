@@ -15,7 +15,6 @@ public:
     return static_cast<T*>(take(count * sizeof(T)));
   }
   void reset();
-  std::size_t bytes() const; // held
 
 private:
   std::vector<device_buffer> chunks_;

@@ -235,7 +235,8 @@ target_values cuda_lm::score(const packed_batch& batch, float temperature, bool 
     for (const auto of : t->of)
       values.entropy.push_back(stats[std::size_t(of)].entropy());
   }
-  finish(std::move(t), save);
+  if (save)
+    *save = std::move(t);
   return values;
 }
 
@@ -289,7 +290,8 @@ std::vector<float> cuda_lm::outputs(const packed_batch& batch, std::unique_ptr<t
   for (std::size_t i = 0; i < t->of.size(); ++i)
     for (std::size_t c = 0; c < columns; ++c)
       out[i * columns + c] = rows[std::size_t(t->of[i]) * columns + c] + bias;
-  finish(std::move(t), save);
+  if (save)
+    *save = std::move(t);
   return out;
 }
 
@@ -297,11 +299,6 @@ float cuda_lm::host_bias() {
   const auto& last = parameters().back();
   return compute_type() == dtype::f32 ? *reinterpret_cast<const float*>(last.value.data())
                                       : kernels::widen(*reinterpret_cast<const kernels::bf16*>(last.value.data()));
-}
-
-void cuda_lm::finish(std::unique_ptr<cuda_tape> t, std::unique_ptr<tape>* save) {
-  if (save)
-    *save = std::move(t);
 }
 
 std::shared_ptr<arena> cuda_lm::take_arena() {

@@ -92,7 +92,6 @@ private:
   std::int64_t chunk_rows() const;
   std::unique_ptr<cuda_tape> run_scored(const packed_batch& batch, bool save);
   void score_head(cuda_tape& t, bool moment, target_values& values);
-  void finish(std::unique_ptr<cuda_tape> t, std::unique_ptr<tape>* save);
   std::shared_ptr<arena> take_arena();
   float host_bias();
   // backward

@@ -35,23 +35,8 @@ void expect_near(std::span<const float> got, std::span<const float> want, float 
 }
 
 TEST_F(cuda_model, log_probs_entropy_and_gradients_are_transformers) {
-  for (const auto& name : cases) {
-    const safetensors_reader file{data_dir + name + "/case.safetensors"};
-    const reference_case reference{file};
-    const auto model = load_model(data_dir + name, {dtype::f32, true, {"*"}}, gpu_);
-    std::unique_ptr<tape> saved;
-    const auto values = model->score(reference.packed(), 0.7f, true, &saved);
-    ASSERT_EQ(values.logprobs.size(), reference.logprobs.size());
-    for (std::size_t i = 0; i < values.logprobs.size(); ++i) {
-      ASSERT_NEAR(values.logprobs[i], reference.logprobs[i], 2e-5) << name << " target " << i;
-      ASSERT_NEAR(values.entropy[i], reference.entropy[i], 2e-5) << name << " target " << i;
-    }
-    model->zero_grads();
-    model->backward(*saved, reference.d_logprob, reference.d_entropy);
-    model->sum_gradients();
-    for (const parameter& p : model->parameters())
-      expect_near(p.grad, read<float>(file, "grad." + p.name), 1e-5f, name + " " + p.name);
-  }
+  for (const auto& name : cases)
+    test::expect_transformers(*load_model(data_dir + name, {dtype::f32, true, {"*"}}, gpu_), name, 1e-5f);
 }
 
 TEST_F(cuda_model, a_split_model_is_the_cpus) {
