@@ -1,4 +1,5 @@
 #include "actors/coordinator.hpp"
+#include "actors/run_texts.hpp"
 #include <algorithm>
 #include <chrono>
 
@@ -53,6 +54,12 @@ caf::result<join_answer> coordinator_state::join(const join_request& request) {
   answer.ranks = ranks_of(answer.role);
   reserved[request.pid] = {answer.role, answer.rank, now()};
   return answer;
+}
+
+caf::result<texts_part> coordinator_state::texts(std::uint64_t from) const {
+  if (!setup->texts)
+    return caf::make_error(errc::failed, std::string("this run has no texts for its workers"));
+  return part_of(*setup->texts, from);
 }
 
 coordinator_state::member& coordinator_state::add_member(const worker_info& info, caf::strong_actor_ptr handle) {
@@ -384,6 +391,7 @@ coordinator_actor::behavior_type coordinator(coordinator_actor::stateful_pointer
   self->delayed_send(self, tick_interval, caf::tick_atom_v);
   return {
       [self](const join_request& r) { return self->state.join(r); },
+      [self](const fetch_texts& f) { return self->state.texts(f.from); },
       [self](const worker_info& info, const rollout_actor& w) { self->state.enlist(info, w); },
       [self](const worker_info& info, const learner_actor& w) { self->state.enlist(info, w); },
       [self](const worker_info& info, const rank_actor& w) { self->state.enlist(info, w); },

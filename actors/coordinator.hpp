@@ -17,7 +17,8 @@ struct coordinator_setup {
   run_plan plan;
   std::shared_ptr<const run_data> data;
   std::shared_ptr<run_host> host;
-  join_answer welcome; // what every worker gets; role and rank are filled in
+  join_answer welcome;                      // what every worker gets; role and rank are filled in
+  std::shared_ptr<const std::string> texts; // for workers that work with text: pack_texts
   std::function<reward_actor(const coordinator_actor&)> make_reward;
   std::function<weight_sync_actor(const coordinator_actor&)> make_weight_sync;
   std::uint32_t learner_ranks = 1, rollout_ranks = 1; // processes that share the learner's, and each rollout's, model
@@ -66,6 +67,7 @@ struct coordinator_state {
   time_point over_since;
 
   time_point now() const { return self->clock().now(); }
+  caf::result<texts_part> texts(std::uint64_t from) const;
   caf::result<join_answer> join(const join_request& request);
   void enlist(const worker_info& info, const rollout_actor& rollout);
   void enlist(const worker_info& info, const learner_actor& learner);

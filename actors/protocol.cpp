@@ -60,10 +60,10 @@ std::string describe_all() {
 
 std::string protocol_text() {
   return build_name() + ' ' +
-         describe_all<join_request, join_answer, worker_info, rank_peers, generate_group, group_scored, ship_batch, batch_shipped,
-                      restore_learner, learner_restored, train_step, step_trained, save_checkpoint, checkpoint_saved, publish_weights,
-                      weights_published, fetch_weights, weights_fetched, sync_weights, rollout_holds, rollout_failed, worker_failed,
-                      worker_exited, stop_run, rollout_status>();
+         describe_all<join_request, join_answer, worker_info, rank_peers, fetch_texts, texts_part, generate_group, group_scored, ship_batch,
+                      batch_shipped, restore_learner, learner_restored, train_step, step_trained, save_checkpoint, checkpoint_saved,
+                      publish_weights, weights_published, fetch_weights, weights_fetched, sync_weights, rollout_holds, rollout_failed,
+                      worker_failed, worker_exited, stop_run, rollout_status>();
 }
 
 } // namespace

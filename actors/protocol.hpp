@@ -50,6 +50,15 @@ struct rank_peers {
   std::vector<std::string> endpoints;
 };
 
+/// A worker that works with text brings the run's tokenizer and chat template, packed, in parts.
+struct fetch_texts {
+  std::uint64_t from = 0; // bytes that it has
+};
+struct texts_part {
+  std::uint64_t total = 0;
+  std::string bytes;
+};
+
 /// One group to be made: the whole of what its samples depend on, with the weights of `version`.
 struct generate_group {
   group_key key;
@@ -168,6 +177,8 @@ template <class I> typename I::result_type inspect(I& f, join_request& x) { retu
 template <class I> typename I::result_type inspect(I& f, join_answer& x) { return f(caf::meta::type_name("join_answer"), x.role, x.rank, x.config_toml, x.model_config_json, x.experience_endpoint, x.ranks); }
 template <class I> typename I::result_type inspect(I& f, worker_info& x) { return f(caf::meta::type_name("worker_info"), x.role, x.rank, x.host, x.pid, x.batch_endpoint, x.rank_endpoint); }
 template <class I> typename I::result_type inspect(I& f, rank_peers& x) { return f(caf::meta::type_name("rank_peers"), x.endpoints); }
+template <class I> typename I::result_type inspect(I& f, fetch_texts& x) { return f(caf::meta::type_name("fetch_texts"), x.from); }
+template <class I> typename I::result_type inspect(I& f, texts_part& x) { return f(caf::meta::type_name("texts_part"), x.total, x.bytes); }
 template <class I> typename I::result_type inspect(I& f, generate_group& x) { return f(caf::meta::type_name("generate_group"), x.key, x.version, x.source, x.prompt_ids); }
 template <class I> typename I::result_type inspect(I& f, group_scored& x) { return f(caf::meta::type_name("group_scored"), x.key, x.rewards, x.lengths, x.prompt_length, x.oldest_version, x.seconds, x.dropped); }
 template <class I> typename I::result_type inspect(I& f, ship_batch& x) { return f(caf::meta::type_name("ship_batch"), x.step, x.indices, x.endpoint); }
@@ -242,6 +253,8 @@ using weight_sync_actor = caf::typed_actor<
 using coordinator_actor = caf::typed_actor<
     // A program asks to take part: gets a role, or an error that names what differs.
     caf::replies_to<join_request>::with<join_answer>,
+    // From one that works with text.
+    caf::replies_to<fetch_texts>::with<texts_part>,
     // Workers that are ready.
     caf::reacts_to<worker_info, rollout_actor>, caf::reacts_to<worker_info, learner_actor>,
     // One of several ranks of a worker, which then waits for the others.
@@ -284,6 +297,8 @@ CAF_ADD_TYPE_ID(troupe, (troupe::join_request))
 CAF_ADD_TYPE_ID(troupe, (troupe::join_answer))
 CAF_ADD_TYPE_ID(troupe, (troupe::worker_info))
 CAF_ADD_TYPE_ID(troupe, (troupe::rank_peers))
+CAF_ADD_TYPE_ID(troupe, (troupe::fetch_texts))
+CAF_ADD_TYPE_ID(troupe, (troupe::texts_part))
 CAF_ADD_TYPE_ID(troupe, (troupe::generate_group))
 CAF_ADD_TYPE_ID(troupe, (troupe::group_scored))
 CAF_ADD_TYPE_ID(troupe, (troupe::ship_batch))

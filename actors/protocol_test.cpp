@@ -53,6 +53,8 @@ TEST_F(protocol_test, EveryMessageTravels) {
   EXPECT_EQ(travels(worker_info{worker_role::rollout, 2, "host", 9, "tcp://y", ""}).batch_endpoint, "tcp://y");
   EXPECT_EQ(travels(worker_info{worker_role::rollout, 2, "host", 9, "", "tcp://r"}).rank_endpoint, "tcp://r");
   EXPECT_EQ(travels(rank_peers{{"tcp://a", "tcp://b"}}).endpoints, (std::vector<std::string>{"tcp://a", "tcp://b"}));
+  EXPECT_EQ(travels(fetch_texts{1u << 30}).from, 1u << 30);
+  EXPECT_EQ(travels(texts_part{9, std::string("a\0b", 3)}).bytes, std::string("a\0b", 3));
   const auto group = travels(generate_group{{4, 5, true}, v23, 6, {1, -2, 3}});
   EXPECT_EQ(group.key, (group_key{4, 5, true}));
   EXPECT_EQ(group.version, v23);

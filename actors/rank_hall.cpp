@@ -88,6 +88,9 @@ coordinator_actor::behavior_type hall(coordinator_actor::pointer self, const std
         self->monitor(rank);
         state->enlist(info, rank);
       },
+      [](const fetch_texts&) -> caf::result<texts_part> {
+        return caf::make_error(errc::failed, std::string("this run has no texts for its workers"));
+      },
       [](const group_scored&) {},
       [](const rollout_holds&) {},
       [](const rollout_failed&) {},

@@ -87,7 +87,7 @@ std::optional<group_scored> reward_station::accept(trajectory_group arrived) {
   header.prompt_length = std::uint32_t(arrived.prompt_ids.size());
   weights_version oldest = arrived.version;
   for (const auto& s : arrived.samples) {
-    scored.texts.push_back(setup_.tok->decode(s.output_ids, true));
+    scored.texts.push_back(response_text(setup_.cfg, *setup_.tok, s.output_ids));
     header.lengths.push_back(std::uint32_t(s.output_ids.size()));
     for (const auto& v : s.versions)
       oldest = std::min(oldest, v);

@@ -10,7 +10,7 @@ constexpr auto fetch_deadline = std::chrono::minutes(10);
 
 } // namespace
 
-rollout_engine::rollout_engine(rollout_setup setup) : setup_(std::move(setup)), generator_(setup_.model, nullptr, setup_.options) {}
+rollout_engine::rollout_engine(rollout_setup setup) : setup_(std::move(setup)), generator_(setup_.model, setup_.tok, setup_.options) {}
 
 void rollout_engine::add(const generate_group& request) {
   // Every incarnation of a step holds the same bits: a group that was on its way during a reload is good.

@@ -18,6 +18,7 @@ struct rollout_setup {
   config cfg;
   std::vector<std::int32_t> end_tokens;
   std::shared_ptr<causal_lm> model;
+  std::shared_ptr<const tokenizer> tok; // null where nothing needs a text
   generator_options options;
   std::function<std::unique_ptr<weights_sink>(const std::string& endpoint)> make_sink;
   std::function<void(trajectory_group)> outlet; // the experience plane

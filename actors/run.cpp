@@ -3,6 +3,7 @@
 #include "actors/gate.hpp"
 #include "actors/parts.hpp"
 #include "actors/reward.hpp"
+#include "actors/run_texts.hpp"
 #include "actors/secret.hpp"
 #include "actors/signals.hpp"
 #include "actors/supervised_run.hpp"
@@ -189,6 +190,7 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   rolling->cfg = in.cfg;
   rolling->end_tokens = in.end_tokens;
   rolling->model = model;
+  rolling->tok = in.tok;
   rolling->options = make_generator_options(in.cfg, in.model, in.end_tokens, where);
   rolling->make_sink = [source, model](const std::string&) { return make_shared_sink(*source, model); };
   rolling->outlet = [groups = parts.reward->groups](trajectory_group g) { groups->push(std::move(g)); };
@@ -257,6 +259,8 @@ void run_in_processes(const run_inputs& in, run_outputs& outputs) {
   parts.coordinator.learner_ranks = std::uint32_t(learner_layout(in.cfg).training.size());
   parts.coordinator.rollout_ranks = std::uint32_t(in.cfg.rollout.tensor_parallel_size);
   parts.coordinator.learner_at = [&link](const std::string& endpoint) { link.set_current(endpoint); };
+  if (needs_texts(in.cfg))
+    parts.coordinator.texts = std::make_shared<const std::string>(pack_texts(in.cfg.model.path, in.template_time));
   parts.reward->deliver = [&link](const std::string& endpoint, const std::vector<scored_group>& groups) {
     link.deliver(endpoint, pack_scored(groups));
   };

@@ -7,6 +7,7 @@
 #include "model/kernels/isa.hpp"
 #include "model/tokenizer/tokenizer.hpp"
 #include <cstdint>
+#include <ctime>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,6 +22,7 @@ struct run_inputs {
   std::shared_ptr<const tokenizer> tok;
   std::vector<prompt_row> train_rows, val_rows; // of `rl`
   std::vector<sft_row> sft_train, sft_val;      // of `sft` and `distill`
+  std::time_t template_time = 0;                // that the chat template prints
   std::int64_t total_steps = 0;
   std::string resume_only; // this checkpoint and no other
   int threads = 0;         // 0: one a core

@@ -1,6 +1,7 @@
 #include "actors/run_data.hpp"
 #include "core/error.hpp"
 #include "core/random.hpp"
+#include "rollout/stop_matcher.hpp"
 
 namespace troupe {
 namespace {
@@ -51,7 +52,10 @@ generation_request make_request(const config& cfg, const std::vector<std::int32_
     r.params.stop_ids = end_tokens;
   r.params.stop_ids.insert(r.params.stop_ids.end(), cfg.rollout.stop_token_ids.begin(), cfg.rollout.stop_token_ids.end());
   r.params.ignore_eos = true; // `end_tokens` is the whole list, generation_config.json's included
+  r.params.stop_strings = cfg.rollout.stop;
   r.params.repetition_penalty = cfg.rollout.repetition_penalty;
+  for (const auto& [id, bias] : cfg.rollout.logit_bias)
+    r.params.logit_bias.emplace_back(std::int32_t(id), float(bias));
   if (key.validation) {
     r.params.temperature = cfg.validation.temperature;
     r.params.top_p = cfg.validation.top_p;
@@ -66,6 +70,14 @@ generation_request make_request(const config& cfg, const std::vector<std::int32_
     r.logprob_temperature = float(cfg.rollout.temperature);
   }
   return r;
+}
+
+std::string response_text(const config& cfg, const tokenizer& tok, const std::vector<std::int32_t>& output_ids) {
+  std::string text = tok.decode(output_ids, true);
+  stop_matcher stops(cfg.rollout.stop);
+  if (stops.add(text))
+    text.resize(stops.position());
+  return text;
 }
 
 } // namespace troupe

@@ -2,9 +2,11 @@
 #include "core/config.hpp"
 #include "experience/dataset.hpp"
 #include "experience/trajectory.hpp"
+#include "model/tokenizer/tokenizer.hpp"
 #include "rollout/generator.hpp"
 #include <cstdint>
 #include <map>
+#include <string>
 #include <vector>
 
 namespace troupe {
@@ -32,6 +34,8 @@ private:
 /// How a group of a run is sampled: [rollout] in training, [validation] in validation; draws keyed by the group.
 generation_request make_request(const config& cfg, const std::vector<std::int32_t>& end_tokens, const group_key& key,
                                 const std::vector<std::int32_t>& prompt_ids);
+/// What a sample says: its ids without special tokens, before the first of rollout.stop.
+std::string response_text(const config& cfg, const tokenizer& tok, const std::vector<std::int32_t>& output_ids);
 /// Samples a prompt in training or validation.
 std::int64_t samples_of(const config& cfg, bool validation);
 

@@ -3,6 +3,7 @@
 #include "actors/rank_link.hpp"
 #include "actors/rank_weights.hpp"
 #include "actors/run.hpp"
+#include "actors/run_texts.hpp"
 #include "actors/secret.hpp"
 #include "actors/system.hpp"
 #include "experience/channel.hpp"
@@ -146,6 +147,10 @@ work begin_rolling(caf::actor_system& sys, const invitation& in, const worker_in
   setup->cfg = at.cfg;
   setup->end_tokens = model.eos_token_ids;
   std::tie(setup->model, setup->make_sink) = set_up_rollout(model, at);
+  if (needs_texts(at.cfg)) {
+    caf::scoped_actor asking{sys};
+    setup->tok = bring_texts(asking, in.coordinator).tok;
+  }
   setup->options = make_generator_options(at.cfg, model, model.eos_token_ids, at.where);
   const std::shared_ptr<experience_sender> sender = connect_experience(in.welcome.experience_endpoint, at.secret);
   setup->outlet = [sender](const trajectory_group& group) {

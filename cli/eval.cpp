@@ -23,7 +23,7 @@ struct eval_options {
 metric_map evaluate(const validated_run& run, compute& where) {
   const config& cfg = run.cfg;
   const auto model = load_model(cfg.model.path, {compute_type(cfg), false, {}}, where, loading_line().progress());
-  generator making(model, nullptr, make_generator_options(cfg, run.model, run.end_tokens, where));
+  generator making(model, run.tok, make_generator_options(cfg, run.model, run.end_tokens, where));
   const auto reward = make_reward(cfg.reward);
   std::vector<std::vector<double>> rewards(run.val_rows.size(), std::vector<double>(std::size_t(cfg.validation.n)));
   std::map<std::uint64_t, std::size_t> place;
@@ -35,7 +35,7 @@ metric_map evaluate(const validated_run& run, compute& where) {
   while (!making.idle()) {
     for (const auto& out : making.step()) {
       const std::size_t i = place.at(out.id);
-      const std::string text = run.tok->decode(out.result.output_ids, true);
+      const std::string text = response_text(cfg, *run.tok, out.result.output_ids);
       rewards[i][std::size_t(out.sample_index)] = (*reward)({text, run.val_rows[i].answer, out.result.finish});
     }
   }

@@ -122,6 +122,7 @@ run_inputs make_inputs(const train_options& options, validated_run& run, int gpu
   in.val_rows = std::move(run.val_rows);
   in.sft_train = std::move(run.sft_train);
   in.sft_val = std::move(run.sft_val);
+  in.template_time = run.template_time;
   in.total_steps = run.total_steps;
   if (names_checkpoint(run.cfg))
     in.resume_only = fs::absolute(run.cfg.run.resume).lexically_normal().string();

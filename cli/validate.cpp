@@ -94,11 +94,16 @@ void check_ids(const std::vector<Row>& rows, const validated_run& run, const cha
                                          "; tokenizer.json and config.json do not belong together");
 }
 
-void check_stop_ids(const validated_run& run) {
-  for (const auto id : run.cfg.rollout.stop_token_ids)
+void check_sampled_ids(const validated_run& run) {
+  const auto check = [&](const char* key, std::int64_t id) {
     if (id >= run.model.vocab_size)
-      throw error(errc::bad_config, "rollout.stop_token_ids holds " + std::to_string(id) + ", and the model's vocabulary has " +
+      throw error(errc::bad_config, std::string(key) + " holds " + std::to_string(id) + ", and the model's vocabulary has " +
                                         std::to_string(run.model.vocab_size) + " tokens; give ids below that");
+  };
+  for (const auto id : run.cfg.rollout.stop_token_ids)
+    check("rollout.stop_token_ids", id);
+  for (const auto& [id, bias] : run.cfg.rollout.logit_bias)
+    check("rollout.logit_bias", id);
 }
 
 void load_rows(validated_run& run, run_purpose purpose) {
@@ -171,9 +176,12 @@ void add_warnings(validated_run& run) {
     run.warnings.push_back("rollout.top_p, top_k or min_p cut the distribution: the policy sampled is then not the one trained");
   if (rl && r.repetition_penalty != 1)
     run.warnings.push_back("rollout.repetition_penalty changes the distribution: the policy sampled is then not the one trained");
-  if (rl && r.ignore_eos && r.stop_token_ids.empty())
+  if (rl && !r.logit_bias.empty())
+    run.warnings.push_back("rollout.logit_bias changes the distribution: the policy sampled is then not the one trained");
+  const bool no_stop = r.stop_token_ids.empty() && r.stop.empty();
+  if (rl && r.ignore_eos && no_stop)
     run.warnings.push_back("rollout.ignore_eos: every sample runs to data.max_response_length");
-  if (run.end_tokens.empty() && r.stop_token_ids.empty())
+  if (run.end_tokens.empty() && no_stop)
     run.warnings.push_back(rl ? "the model declares no end token: every sample runs to data.max_response_length"
                               : "the model declares no end token: nothing is learnt to end a response that no template ends");
   if (run.cfg.run.test_freq > 0 && run.n_val() == 0)
@@ -200,7 +208,7 @@ validated_run validate_run(config cfg, run_purpose purpose) {
   run.end_tokens = load_eos_token_ids(dir, run.model);
   count_parameters(run);
   check_lengths(run);
-  check_stop_ids(run);
+  check_sampled_ids(run);
   check_layout(run);
   check_reference(run);
   check_teacher(run);

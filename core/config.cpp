@@ -3,6 +3,7 @@
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <optional>
 #include <sstream>
@@ -155,6 +156,21 @@ std::optional<config_value> convert(const toml::node& node, const config_value& 
       }
       return out;
     }
+    std::optional<config_value> operator()(const std::map<std::int64_t, double>&) const {
+      std::map<std::int64_t, double> out;
+      if (!node.is_table())
+        return std::nullopt;
+      for (const auto& [key, item] : *node.as_table()) {
+        const std::string_view text = key.str();
+        std::int64_t id = 0;
+        const auto end = std::from_chars(text.data(), text.data() + text.size(), id);
+        const auto v = converter{item}(0.0);
+        if (end.ec != std::errc{} || text != std::to_string(id) || !v)
+          return std::nullopt;
+        out[id] = std::get<double>(*v);
+      }
+      return out;
+    }
     std::optional<config_value> operator()(const std::array<double, 2>&) const {
       const auto* list = node.as_array();
       if (!list || list->size() != 2)
@@ -173,8 +189,10 @@ std::optional<config_value> convert(const toml::node& node, const config_value& 
 }
 
 std::string_view wanted(const config_value& like) {
-  constexpr std::string_view names[] = {"true or false",         "an integer",        "a number", "a string", "a list of strings",
-                                        "a list of two numbers", "a list of integers"};
+  constexpr std::string_view names[] = {"true or false",      "an integer",
+                                        "a number",           "a string",
+                                        "a list of strings",  "a list of two numbers",
+                                        "a list of integers", "a table of numbers by token id, such as { 42 = -1.5 }"};
   return names[like.index()];
 }
 
@@ -188,7 +206,7 @@ bool in_range(const config_field& field, double value) {
 std::string text_fault(const config_field& field, const std::string& text) {
   if (text.empty() && !field.may_be_empty)
     return "is empty";
-  if (std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
+  if (!field.any_text && std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
     return "holds a control character";
   if (!field.choices.empty() && std::find(field.choices.begin(), field.choices.end(), text) == field.choices.end()) {
     return "is not one of " + range_of(field) + "; nearest: " + std::string(nearest_word(text, field.choices));
@@ -211,6 +229,11 @@ std::string value_fault(const config_field& field, const config_value& value) {
       if (v.empty() && !field.may_be_empty)
         return "is empty";
       return range(std::all_of(v.begin(), v.end(), [this](std::int64_t i) { return in_range(field, double(i)); }));
+    }
+    std::string operator()(const std::map<std::int64_t, double>& v) const {
+      if (std::any_of(v.begin(), v.end(), [](const auto& item) { return item.first < 0; }))
+        return "has a token id below 0";
+      return range(std::all_of(v.begin(), v.end(), [this](const auto& item) { return in_range(field, item.second); }));
     }
     std::string operator()(const std::string& v) const { return text_fault(field, v); }
     std::string operator()(const std::vector<std::string>& v) const {
@@ -303,11 +326,15 @@ private:
     return name_ + ":" + std::to_string(source.begin.line) + ":" + std::to_string(source.begin.column) + ": ";
   }
 
-  /// The override that gave `key` (or a table around it), counted from 1; 0: the file did.
+  static bool is_within(std::string_view key, std::string_view table) {
+    return key.size() > table.size() && key[table.size()] == '.' && key.starts_with(table);
+  }
+
+  /// The override that gave `key`, a table around it or a part of it, counted from 1; 0: the file did.
   std::size_t override_of(std::string_view key) const {
     for (std::size_t i = overrides_.size(); i > 0; --i) {
       const std::string& given = overrides_[i - 1].key;
-      if (key == given || (key.size() > given.size() && key[given.size()] == '.' && key.substr(0, given.size()) == given))
+      if (key == given || is_within(key, given) || is_within(given, key))
         return i;
     }
     return 0;

@@ -2,6 +2,7 @@
 #include <array>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -65,8 +66,10 @@ struct rollout_section {
   double top_p = 1.0;
   std::int64_t top_k = -1; // -1 or 0: off
   double min_p = 0.0;
-  double repetition_penalty = 1.0;          // 1: off
-  std::vector<std::int64_t> stop_token_ids; // end tokens besides the model's
+  double repetition_penalty = 1.0;           // 1: off
+  std::map<std::int64_t, double> logit_bias; // by token id: added to its logit
+  std::vector<std::string> stop;             // texts that end a sample
+  std::vector<std::int64_t> stop_token_ids;  // end tokens besides the model's
   bool ignore_eos = false;
   std::int64_t max_num_seqs = 256;
   std::int64_t tensor_parallel_size = 1;

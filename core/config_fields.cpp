@@ -89,6 +89,10 @@ config_field optional(config_field f) {
   f.may_be_empty = true;
   return f;
 }
+config_field any_text(config_field f) {
+  f.any_text = true;
+  return f;
+}
 config_field only(std::vector<std::string> can, config_field f) {
   f.can = std::move(can);
   return f;
@@ -166,6 +170,9 @@ std::vector<config_field> experience_fields() {
       above_up_to(0, 100,
                   field("rollout.repetition_penalty", AT(rollout.repetition_penalty),
                         "of tokens in prompt or response: a positive logit is divided by it, another one multiplied; 1: off")),
+      optional(between(-100, 100,
+                       field("rollout.logit_bias", AT(rollout.logit_bias), "by token id, `{ 42 = -1.5 }`: added to the token's logit"))),
+      any_text(optional(field("rollout.stop", AT(rollout.stop), "texts that end a sample, whose text is then what stands before"))),
       optional(between(0, most_tokens,
                        field("rollout.stop_token_ids", AT(rollout.stop_token_ids), "tokens that end a sample besides the model's own"))),
       field("rollout.ignore_eos", AT(rollout.ignore_eos), "the model's end tokens do not end a sample"),
@@ -346,6 +353,12 @@ std::string to_toml(const config_value& value) {
     std::string operator()(const std::array<double, 2>& v) const { return bracketed(v, number_text); }
     std::string operator()(const std::vector<std::int64_t>& v) const {
       return bracketed(v, [](std::int64_t i) { return std::to_string(i); });
+    }
+    std::string operator()(const std::map<std::int64_t, double>& v) const {
+      std::string out;
+      for (const auto& [id, number] : v)
+        out += (out.empty() ? " " : ", ") + std::to_string(id) + " = " + number_text(number);
+      return "{" + out + (v.empty() ? "}" : " }");
     }
   };
   return std::visit(writer{}, value);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,8 +14,8 @@
 namespace troupe {
 
 /// What stands on the right of a key. Integers are accepted where a number is wanted.
-using config_value =
-    std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>, std::array<double, 2>, std::vector<std::int64_t>>;
+using config_value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>, std::array<double, 2>,
+                                  std::vector<std::int64_t>, std::map<std::int64_t, double>>;
 
 /// One key of the configuration file: where it lives, what it may be and what it means. Reading, writing, comparing and
 /// the manual's tables all come from the list of these.
@@ -26,6 +27,7 @@ struct config_field {
   double min = -std::numeric_limits<double>::infinity(), max = std::numeric_limits<double>::infinity();
   bool above_min = false, below_max = false; // the bound itself is excluded
   bool may_be_empty = false;                 // of texts and lists
+  bool any_text = false;                     // control characters too
   bool required = false;
   std::vector<std::string_view> choices; // of texts; empty: any
   std::vector<std::string> can;          // values, as TOML, that this version can do; empty: all

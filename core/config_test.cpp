@@ -60,6 +60,10 @@ seed = 9223372036854775807
 total_epochs = 3
 [rollout]
 temperature = 1
+stop = ["\n", "###"]
+[rollout.logit_bias]
+42 = -1
+7 = 0.5
 [algorithm]
 kl_ctrl = { type = "fixed", kl_coef = 0.001 }
 [learner]
@@ -74,6 +78,8 @@ local_workers = 3
   EXPECT_EQ(c.run.total_epochs, 3);
   EXPECT_EQ(c.run.total_steps, 0) << "epochs alone replace the steps";
   EXPECT_EQ(c.rollout.temperature, 1.0) << "an integer is a number";
+  EXPECT_EQ(c.rollout.stop, (std::vector<std::string>{"\n", "###"})) << "control characters are text here";
+  EXPECT_EQ(c.rollout.logit_bias, (std::map<std::int64_t, double>{{7, 0.5}, {42, -1.0}}));
   EXPECT_EQ(c.learner.optim.betas, (std::array<double, 2>{0, 0.5}));
   EXPECT_EQ(c.learner.loss_agg_mode, "seq-mean-token-sum-norm");
   EXPECT_EQ(c.placement.local_workers, "3");
@@ -83,13 +89,15 @@ TEST(config, overrides_take_toml_values_and_bare_words) {
   const config c = parse_config(smallest, "f.toml",
                                 {"rollout.temperature=0.5", "model.path=models/a-b.c", "model.trainable=[\"a.*\", 'b']", "run.name=\"7\"",
                                  "algorithm.kl_ctrl={type=\"fixed\"}", "learner.optim.lr=3e-6", "rollout.n=4", "rollout.n=5",
-                                 "placement.local_workers=2", "run.val_before_train=false", "model.dtype=float32", "run.dir=a=b"});
+                                 "rollout.logit_bias={5=1.5}", "rollout.logit_bias.6=-2", "placement.local_workers=2",
+                                 "run.val_before_train=false", "model.dtype=float32", "run.dir=a=b"});
   EXPECT_EQ(c.rollout.temperature, 0.5);
   EXPECT_EQ(c.model.path, "models/a-b.c");
   EXPECT_EQ(c.model.trainable, (std::vector<std::string>{"a.*", "b"}));
   EXPECT_EQ(c.run.name, "7");
   EXPECT_EQ(c.learner.optim.lr, 3e-6);
   EXPECT_EQ(c.rollout.n, 5) << "the last one counts";
+  EXPECT_EQ(c.rollout.logit_bias, (std::map<std::int64_t, double>{{5, 1.5}, {6, -2.0}}));
   EXPECT_EQ(c.placement.local_workers, "2");
   EXPECT_FALSE(c.run.val_before_train);
   EXPECT_EQ(c.model.dtype, compute_dtype::float32);
@@ -121,6 +129,17 @@ TEST(config, bad_files_are_refused_with_place_and_reason) {
       {"[rollout]\ntop_p = 0", "f.toml:12:9: rollout.top_p = 0.0 is out of range: 0 < value <= 1"},
       {"[rollout]\nstop_token_ids = [7, -1]", "f.toml:12:18: rollout.stop_token_ids = [7, -1] is out of range: 0 <= value <= 16777216"},
       {"[rollout]\nstop_token_ids = ['a']", "f.toml:12:18: rollout.stop_token_ids wants a list of integers, got a list"},
+      {"[rollout]\nlogit_bias = [1]",
+       "f.toml:12:14: rollout.logit_bias wants a table of numbers by token id, such as { 42 = -1.5 }, got a list"},
+      {"[rollout]\nlogit_bias = { a = 1 }",
+       "f.toml:12:14: rollout.logit_bias wants a table of numbers by token id, such as { 42 = -1.5 }, got a table"},
+      {"[rollout.logit_bias]\n07 = 1",
+       "f.toml:11:1: rollout.logit_bias wants a table of numbers by token id, such as { 42 = -1.5 }, got a table"},
+      {"[rollout]\nlogit_bias = { 3 = 1, 7 = 101 }",
+       "f.toml:12:14: rollout.logit_bias = { 3 = 1.0, 7 = 101.0 } is out of range: -100 <= value <= 100"},
+      {"[rollout]\nlogit_bias = { -1 = 1 }", "f.toml:12:14: rollout.logit_bias = { -1 = 1.0 } has a token id below 0"},
+      {"[rollout]\nstop = 'x'", "f.toml:12:8: rollout.stop wants a list of strings, got the string 'x'"},
+      {"[rollout]\nstop = ['x', '']", "f.toml:12:8: rollout.stop = [\"x\", \"\"] has an item that is empty"},
       {"[rollout]\nrepetition_penalty = 0", "f.toml:12:22: rollout.repetition_penalty = 0.0 is out of range: 0 < value <= 100"},
       {"[rollout]\ntop_p = nan", "f.toml:12:9: rollout.top_p = nan is out of range: 0 < value <= 1"},
       {"[learner]\nentropy_coeff = inf", "f.toml:12:17: learner.entropy_coeff = inf is out of range: finite numbers"},
@@ -178,9 +197,6 @@ TEST(config, what_this_version_cannot_do_is_said) {
       {"[critic]\nlr = 1e-5\nwarmup = 1", "f.toml:13:10: critic.warmup = 1 is not in this version, which can do 0 only: a critic belongs "
                                           "to algorithm.adv_estimator = \"gae\", "
                                           "which this version lacks"},
-      {"[rollout]\nstop = ['x']",
-       "f.toml:12:1: rollout.stop is not in this version: a sample ends at an end token, rollout.stop_token_ids among them, or at "
-       "data.max_response_length"},
       {"[rollout]\nserve = true",
        "f.toml:12:1: rollout.serve is not in this version: troupe serve answers for a model directory, such as a checkpoint of the run"},
       {"[algorithm.filter_groups]\nenable = true", "f.toml:12:1: algorithm.filter_groups.enable is not in this version: groups without "
@@ -217,6 +233,8 @@ TEST(config, bad_overrides_are_refused_with_their_text) {
       {"rollout.n", "--set rollout.n: write --set key=value"},
       {"=3", "--set =3: write --set key=value"},
       {"rollout.n=x", "--set rollout.n=x: rollout.n wants an integer, got the string 'x'"},
+      {"rollout.logit_bias.7=101",
+       "--set rollout.logit_bias.7=101: rollout.logit_bias = { 7 = 101.0 } is out of range: -100 <= value <= 100"},
       {"rollout.m=1", "--set rollout.m=1: unknown key rollout.m; nearest known key: rollout.n"},
       {"rollout=3", "--set rollout=3: rollout is a table, got the integer 3"},
       {"run.name=3", "--set run.name=3: run.name wants a string, got the integer 3"},
@@ -252,6 +270,8 @@ TEST(config, differing_keys_are_listed_in_the_files_order) {
 /// Some value that the field accepts.
 config_value arbitrary_value(const config_field& f) {
   const config_value like = f.get(config{});
+  if (f.any_text)
+    return std::vector<std::string>{"\n\"\\", "\x7f\t", "é"};
   if (!f.choices.empty() && f.can.empty())
     return std::string(*rc::gen::elementOf(f.choices));
   if (std::holds_alternative<bool>(like))
@@ -269,6 +289,8 @@ config_value arbitrary_value(const config_field& f) {
     return std::array<double, 2>{number(), number()};
   if (std::holds_alternative<std::vector<std::int64_t>>(like))
     return *rc::gen::container<std::vector<std::int64_t>>(rc::gen::inRange(std::int64_t(low), std::int64_t(high) + 1));
+  if (std::holds_alternative<std::map<std::int64_t, double>>(like))
+    return std::map<std::int64_t, double>{{0, number()}, {*rc::gen::inRange(1, 100), number()}};
   const auto text = [] { return *rc::gen::nonEmpty(rc::gen::container<std::string>(rc::gen::inRange<char>(' ', '~'))); };
   if (std::holds_alternative<std::string>(like))
     return text();

@@ -79,13 +79,19 @@ struct chat_template::impl {
 chat_template::chat_template() = default;
 chat_template::~chat_template() = default;
 
-std::shared_ptr<const chat_template> chat_template::load(const std::filesystem::path& dir, std::optional<std::time_t> now) {
+std::optional<chat_template_text> chat_template::read(const std::filesystem::path& dir) {
   const auto config_file = dir / "tokenizer_config.json", template_file = dir / "chat_template.jinja";
   const json config = std::filesystem::exists(config_file) ? part_json::object_in<json>(config_file) : json::object();
   if (std::filesystem::exists(template_file))
-    return parse(read_file(template_file), special_tokens(config), template_file.string(), now);
-  const auto source = configured_template(config, config_file.string());
-  return source ? parse(*source, special_tokens(config), config_file.string() + ": chat_template", now) : nullptr;
+    return chat_template_text{read_file(template_file), special_tokens(config), template_file.string()};
+  if (const auto source = configured_template(config, config_file.string()))
+    return chat_template_text{*source, special_tokens(config), config_file.string() + ": chat_template"};
+  return std::nullopt;
+}
+
+std::shared_ptr<const chat_template> chat_template::load(const std::filesystem::path& dir, std::optional<std::time_t> now) {
+  const auto text = read(dir);
+  return text ? parse(text->source, text->special_tokens, text->name, now) : nullptr;
 }
 
 std::shared_ptr<const chat_template> chat_template::parse(const std::string& source, json special_tokens, const std::string& name,

@@ -11,6 +11,13 @@
 
 namespace troupe {
 
+/// What a template is made of, read from a model's directory.
+struct chat_template_text {
+  std::string source;
+  nlohmann::ordered_json special_tokens; // {"bos_token": "...", ...}
+  std::string name;                      // stands in messages
+};
+
 struct marked_chat {
   std::string text;
   std::vector<std::pair<std::size_t, std::size_t>> assistant;
@@ -23,6 +30,8 @@ public:
   /// `dir/chat_template.jinja`, else `tokenizer_config.json`'s `chat_template`; null when there is neither.
   /// now: the time of strftime_now in all it renders; default: when the process first read a template, for all of them.
   static std::shared_ptr<const chat_template> load(const std::filesystem::path& dir, std::optional<std::time_t> now = {});
+  /// The first half of load; none where load is null.
+  static std::optional<chat_template_text> read(const std::filesystem::path& dir);
   /// source: the template; special_tokens: {"bos_token": "...", "eos_token": "...", ...} visible to it.
   static std::shared_ptr<const chat_template> parse(const std::string& source, nlohmann::ordered_json special_tokens,
                                                     const std::string& name, std::optional<std::time_t> now = {});
