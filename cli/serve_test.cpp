@@ -41,8 +41,7 @@ protected:
     o.model_name = "small";
     o.fingerprint = "print";
     api_ = std::make_unique<serve_api>(
-        o, *engine_, completion_reader{tok_.get(), chat_.get(), {6, room}, o.max_queue, [this] { return std::uint64_t(100 + seeds_++); }},
-        tok_);
+        o, *engine_, completion_reader{tok_.get(), chat_.get(), {6, room}, o.max_queue, [this] { return 100 + seeds_++; }}, tok_);
     port_ = api_->bind("127.0.0.1", 0);
     thread_ = std::thread([this] { api_->run(); });
   }
@@ -107,7 +106,7 @@ protected:
 
   static constexpr std::int64_t all = std::int64_t(1) << 40;
   std::atomic<std::int64_t> passes_ = all; // of the model that may end; the next waits
-  std::atomic<int> seeds_ = 0;
+  std::atomic<std::uint64_t> seeds_ = 0;
   std::shared_ptr<const tokenizer> tok_ = small_tokenizer();
   std::shared_ptr<const chat_template> chat_ = chat_template::parse(small_template, nlohmann::ordered_json::object(), "small");
   std::unique_ptr<engine> engine_;

@@ -126,7 +126,7 @@ TEST(SplitConfig, BadInputNamesTheKey) {
        "c.json: tie_word_embeddings: true; a split model's embedding and head are of two models, so it is false"},
   };
   for (const auto& [patch, message] : rows)
-    EXPECT_EQ(message_of("/none", errc::bad_input, [&] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
+    EXPECT_EQ(message_of("/none", errc::bad_input, [&patch = patch] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
   const std::pair<const char*, const char*> lacking[] = {
       {R"({"adapter_init": "zero"})", "c.json: adapter_init = \"zero\": this version knows identity, normal and fit"},
       {R"({"config_8b": {"hidden_act": "gelu"}})", "c.json: config_8b.hidden_act = \"gelu\": this version knows silu"},
@@ -134,7 +134,7 @@ TEST(SplitConfig, BadInputNamesTheKey) {
        "c.json: config_70b.architectures = [\"MambaForCausalLM\"]: this version knows halves that are [\"LlamaForCausalLM\"]"},
   };
   for (const auto& [patch, message] : lacking)
-    EXPECT_EQ(message_of("/none", errc::unsupported, [&] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
+    EXPECT_EQ(message_of("/none", errc::unsupported, [&patch = patch] { parse_model_config(changed(patch), "c.json"); }), message) << patch;
 }
 
 } // namespace

@@ -18,10 +18,12 @@ bool nccl_reaches(const std::string&, const void*) { return false; }
 
 std::vector<std::uint64_t> device_checksums(std::span<const device_bytes>) { lacking("checksums on a GPU"); }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): declared for the one with NCCL
 std::unique_ptr<weights_source> make_nccl_source(std::shared_ptr<causal_lm>, const std::string&, const std::string&, const nccl_limits&) {
   lacking("weights over NCCL");
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
 std::unique_ptr<weights_sink> make_nccl_sink(const std::string&, std::shared_ptr<causal_lm>, const std::string&) {
   lacking("weights over NCCL");
 }

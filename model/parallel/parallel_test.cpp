@@ -5,6 +5,7 @@
 #include "model/parallel/stages.hpp"
 #include "model/parallel/tensor_parallel.hpp"
 #include "model/parallel/test_support.hpp"
+#include <bit>
 #include <mutex>
 #include <numeric>
 
@@ -35,7 +36,7 @@ void collect(causal_lm& model, std::map<std::string, std::vector<float>>& whole,
         const auto at = std::size_t((r + (p.dim == 0 ? p.begin : 0)) * width + c + (p.dim == 1 ? p.begin : 0));
         const float g = p.grad[std::size_t(r * own + c)];
         if (there[at]) {
-          ASSERT_TRUE(std::memcmp(&to[at], &g, 4) == 0) << p.name << " differs between ranks";
+          ASSERT_EQ(std::bit_cast<std::uint32_t>(to[at]), std::bit_cast<std::uint32_t>(g)) << p.name << " differs between ranks";
         } else {
           to[at] = g;
           there[at] = true;

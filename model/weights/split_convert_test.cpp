@@ -226,7 +226,7 @@ TEST(ConvertSplit, BadInputIsOneLineAndLeavesNothingBehind) {
   };
   const two_models m;
   for (const auto& [patch, message] : rows)
-    EXPECT_EQ(message_of(m.dir.path(), errc::bad_input, [&] { m.convert(patch); }), message) << patch;
+    EXPECT_EQ(message_of(m.dir.path(), errc::bad_input, [&m, &patch = patch] { m.convert(patch); }), message) << patch;
   EXPECT_EQ(message_of(m.dir.path(), errc::bad_input, [&] { m.convert(R"({"adapter_init": "fit"})"); }),
             "DIR/split.json: adapter_init = \"fit\" needs text to fit to: convert split --fit-text FILE");
   m.dir.put("llama.json", tiny_config(32, 2, 4, 2).dump());
