@@ -16,9 +16,8 @@ namespace troupe {
 namespace {
 
 // Whether one of n numbers is infinite or NaN: its exponent is all ones.
-template <class Bits>
+template <class Bits, Bits exponent>
 [[gnu::always_inline]] inline bool scan(const void* numbers, std::int64_t n) {
-  constexpr Bits exponent = sizeof(Bits) == 2 ? 0x7F80 : 0x7F800000; // of bfloat16 and float32
   Bits found = 0;
   for (std::int64_t i = 0; i < n; ++i) {
     Bits bits;
@@ -28,22 +27,29 @@ template <class Bits>
   return found != 0;
 }
 
-template <class Bits>
+template <class Bits, Bits exponent>
 [[gnu::target("avx2")]] bool scan_avx2(const void* numbers, std::int64_t n) {
-  return scan<Bits>(numbers, n);
+  return scan<Bits, exponent>(numbers, n);
 }
 
-template <class Bits>
-bool any_not_finite(const void* numbers, std::int64_t n, bool avx2) {
-  return avx2 ? scan_avx2<Bits>(numbers, n) : scan<Bits>(numbers, n);
+template <class Bits, Bits exponent>
+bool scan_by(isa which, const void* numbers, std::int64_t n) {
+  return which == isa::scalar ? scan<Bits, exponent>(numbers, n) : scan_avx2<Bits, exponent>(numbers, n);
+}
+
+// Of float32, bfloat16 or float16.
+bool any_not_finite(const void* numbers, std::int64_t n, dtype type, isa which) {
+  return type == dtype::f32    ? scan_by<std::uint32_t, 0x7F800000>(which, numbers, n)
+         : type == dtype::bf16 ? scan_by<std::uint16_t, 0x7F80>(which, numbers, n)
+                               : scan_by<std::uint16_t, 0x7C00>(which, numbers, n);
 }
 
 // Reads a parameter's part of a tensor by its byte ranges: rows are one range, columns one a row. In pieces that any thread may
 // read, and those in blocks that stay in the processor's cache, so that nothing exists twice.
 class part_reader {
 public:
-  part_reader(const tensor_info& tensor, const parameter& p, dtype compute_type, bool avx2)
-      : tensor_(tensor), p_(p), type_(compute_type), avx2_(avx2), columns_(p.dim == 1 && p.shape[1] != tensor.shape[1]),
+  part_reader(const tensor_info& tensor, const parameter& p, dtype compute_type, isa which)
+      : tensor_(tensor), p_(p), type_(compute_type), which_(which), columns_(p.dim == 1 && p.shape[1] != tensor.shape[1]),
         width_(p.shape.size() > 1 ? tensor.shape[1] : 1), length_(columns_ ? p.shape[1] : std::int64_t(p.numel())),
         all_(columns_ ? p.shape[0] : length_), some_(columns_ ? std::max<std::int64_t>(1, piece / length_) : piece), left_(pieces()) {}
 
@@ -81,19 +87,19 @@ private:
 
   void take_block(std::int64_t from, std::int64_t to, std::int64_t count) {
     std::byte* value = p_.value.data() + std::size_t(to) * size_of(type_);
-    if (tensor_.type == type_ && type_ == dtype::bf16 && p_.master.empty()) {
-      std::memcpy(value, source(from), std::size_t(count) * sizeof(std::uint16_t));
-      if (any_not_finite<std::uint16_t>(value, count, avx2_))
+    if (p_.master.empty() && tensor_.type != dtype::f64) { // a float64 may be finite and no float32
+      if (any_not_finite(source(from), count, tensor_.type, which_))
         mark(from, count);
+      convert_elements(tensor_.type, source(from), type_, value, std::size_t(count), which_);
       return;
     }
     std::array<float, block> room;
     float* as_f32 = !p_.master.empty() ? p_.master.data() + to : type_ == dtype::f32 ? reinterpret_cast<float*>(value) : room.data();
-    convert_elements(tensor_.type, source(from), dtype::f32, reinterpret_cast<std::byte*>(as_f32), std::size_t(count));
-    if (any_not_finite<std::uint32_t>(as_f32, count, avx2_))
+    convert_elements(tensor_.type, source(from), dtype::f32, reinterpret_cast<std::byte*>(as_f32), std::size_t(count), which_);
+    if (any_not_finite(as_f32, count, dtype::f32, which_))
       mark(from, count);
     if (static_cast<const void*>(as_f32) != static_cast<const void*>(value))
-      convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(as_f32), type_, value, std::size_t(count));
+      convert_elements(dtype::f32, reinterpret_cast<const std::byte*>(as_f32), type_, value, std::size_t(count), which_);
   }
 
   float number(std::int64_t at) const {
@@ -113,7 +119,7 @@ private:
   const tensor_info& tensor_;
   const parameter& p_;
   const dtype type_;
-  const bool avx2_;
+  const isa which_;
   const bool columns_;
   const std::int64_t width_, length_, all_, some_; // elements of a row of the tensor; of a range; ranges or elements, and those of a piece
   std::atomic<std::int64_t> left_, bad_{none};
@@ -123,10 +129,10 @@ private:
 class weights_reader {
 public:
   weights_reader(const safetensors_reader& files, causal_lm& model, const load_options& options) : files_(files), options_(options) {
-    const bool avx2 = options.where != nullptr && options.where->which() != isa::scalar;
+    const isa which = options.where != nullptr ? options.where->which() : isa::scalar;
     for (const parameter& p : model.parameters())
       if (const tensor_info* found = files.find(p.name)) { // else optional, zero
-        parts_.emplace_back(*found, p, model.compute_type(), avx2);
+        parts_.emplace_back(*found, p, model.compute_type(), which);
         all_ += parts_.back().bytes();
       }
   }

@@ -4,7 +4,8 @@
 
 namespace troupe {
 
-// 16-bit floats and float32. Widening is exact; narrowing rounds to nearest even; NaN stays NaN with its sign.
+// 16-bit floats and float32. Widening is exact; narrowing rounds to nearest even; NaN stays NaN with its sign, and a
+// float16 one becomes quiet, as the processor has it.
 
 constexpr float bf16_to_f32(std::uint16_t bits) noexcept { return std::bit_cast<float>(std::uint32_t(bits) << 16); }
 
@@ -19,7 +20,8 @@ constexpr std::uint16_t f32_to_bf16(float value) noexcept {
 constexpr float f16_to_f32(std::uint16_t bits) noexcept {
   constexpr std::uint32_t rebias = 112u << 23;
   const std::uint32_t sign = std::uint32_t(bits & 0x8000u) << 16, exponent = bits & 0x7c00u, mantissa = bits & 0x3ffu;
-  const std::uint32_t normal = (std::uint32_t(bits & 0x7fffu) << 13) + rebias + (exponent == 0x7c00u) * rebias;
+  const std::uint32_t quiet = std::uint32_t((bits & 0x7fffu) > 0x7c00u) << 22;
+  const std::uint32_t normal = ((std::uint32_t(bits & 0x7fffu) << 13) + rebias + (exponent == 0x7c00u) * rebias) | quiet;
   const auto subnormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>(113u << 23 | mantissa << 13) - 0x1p-14f);
   const std::uint32_t is_subnormal = 0u - std::uint32_t(exponent == 0);
   return std::bit_cast<float>(sign | (subnormal & is_subnormal) | (normal & ~is_subnormal));

@@ -1,5 +1,6 @@
 #pragma once
 #include "core/dtype.hpp"
+#include "model/kernels/isa.hpp"
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -41,7 +42,9 @@ private:
 
 /// Converts `count` elements from one type to another: f32, bf16, f16, f64, each rounded once, to nearest even; NaN stays NaN.
 /// Equal types are copied, whatever they are. Buffers need no alignment. Throws errc::unsupported for other pairs. Any thread.
+/// `which`: the instructions used, this machine's best otherwise; the bits are the same.
 void convert_elements(dtype from, const std::byte* source, dtype to, std::byte* target, std::size_t count);
+void convert_elements(dtype from, const std::byte* source, dtype to, std::byte* target, std::size_t count, isa which);
 
 /// One tensor to be written; `bytes` must live until `write_safetensors` returns.
 struct tensor_to_write {
