@@ -14,7 +14,7 @@ TEST(gguf, dequantises_to_the_bits_of_gguf_py) {
   const safetensors_reader expected(reference("quants.safetensors"));
   ASSERT_EQ(quants.tensors().size(), 11u);
   for (const auto& [name, tensor] : quants.tensors()) {
-    ASSERT_EQ(tensor.shape, (std::vector<std::int64_t>{2, 256})) << name;
+    ASSERT_EQ(tensor.shape, (std::vector<std::int64_t>{4, 256})) << name;
     std::vector<float> values(tensor.numel());
     dequantize(tensor.type, tensor.bytes, values.data());
     const auto* wanted = expected.find(name);

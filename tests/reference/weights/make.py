@@ -33,19 +33,30 @@ def mixed() -> None:
     )
 
 
+# Float16 at its ends: both zeros, subnormals, the least normal, neighbours of 1, the largest.
+EXTREMES = np.array([0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x3BFF, 0x3C01, 0xBC01, 0x7BFF, 0xFBFF], np.uint16)
+
+
 def random_blocks(rng: np.random.Generator, name: str) -> np.ndarray:
-    """Two rows of 256 elements: every bit of the quants random, scales finite."""
+    """Four rows of 256 elements: every bit of the quants random; two rows of ordinary scales, two of extreme ones, all finite."""
     kind = gguf.GGMLQuantizationType[name]
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    if name in ("F32", "F16"):
-        return rng.standard_normal((2, 256)).astype(np.float32 if name == "F32" else np.float16)
-    if name == "BF16":
-        values = rng.standard_normal((2, 256)).astype(np.float32)
-        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(2, 512)
-    blocks = rng.integers(0, 256, (512 // block, size), dtype=np.uint8)
+    if name in ("F32", "F16", "BF16"):
+        bits = 32 if name == "F32" else 16
+        extremes = rng.integers(0, 2**bits, (2, 256), dtype=np.uint32)
+        inf = 0x7C00 if name == "F16" else 0x7F80 << bits - 16
+        extremes[extremes & inf == inf] &= ~np.uint32(inf)  # subnormals instead of infinities and NaNs
+        ordinary = rng.standard_normal((2, 256)).astype(np.float16 if name == "F16" else np.float32)
+        ordinary = ordinary.view(np.uint16 if name == "F16" else np.uint32).astype(np.uint32) >> (16 if name == "BF16" else 0)
+        whole = np.concatenate([ordinary, extremes]).astype(np.uint32 if name == "F32" else np.uint16)
+        return whole.view({"F32": np.float32, "F16": np.float16, "BF16": np.uint8}[name])
+    blocks = rng.integers(0, 256, (1024 // block, size), dtype=np.uint8)
+    half = len(blocks) // 2
     for at in SCALES[name]:
-        blocks[:, at : at + 2] = rng.standard_normal(len(blocks)).astype(np.float16).view(np.uint8).reshape(-1, 2)
-    return blocks.reshape(2, -1)
+        ordinary = rng.standard_normal(half).astype(np.float16).view(np.uint16)
+        extremes = rng.choice(EXTREMES, half, replace=half > len(EXTREMES))
+        blocks[:, at : at + 2] = np.concatenate([ordinary, extremes]).view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(4, -1)
 
 
 def quants() -> None:
@@ -56,7 +67,7 @@ def quants() -> None:
         kind = gguf.GGMLQuantizationType[name]
         data = random_blocks(rng, name)
         writer.add_tensor(name.lower(), data, raw_dtype=kind)
-        expected[name.lower()] = torch.from_numpy(dequantize(data, kind).astype(np.float32).reshape(2, 256).copy())
+        expected[name.lower()] = torch.from_numpy(dequantize(data, kind).astype(np.float32).reshape(4, 256).copy())
     close(writer)
     save_file(expected, "quants.safetensors", metadata={"format": "pt"})
 
