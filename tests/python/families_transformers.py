@@ -1,5 +1,7 @@
 """Random tiny models of every family through the program, against Transformers: scores, and greedy completions where the two best logits are
-at least 1e-3 apart. python tests/python/families_transformers.py build/cpu/troupe [COUNT [SEED]]   (torch, transformers)"""
+at least 1e-3 apart. Where float32 itself is off by more (Transformers against itself in float64), twice that is allowed.
+python tests/python/families_transformers.py build/cpu/troupe [COUNT [SEED]]   (torch, transformers)"""
+import copy
 import json
 import os
 import random
@@ -37,7 +39,7 @@ def config(r):
     if family is Qwen2Config:
         o["hidden_size"] = heads * head_dim
     else:
-        o |= dict(hidden_size=r.choice([24, 48, 64]), head_dim=head_dim)
+        o |= dict(hidden_size=heads * r.choice([4, 8, 12]), head_dim=head_dim)
     if family is LlamaConfig:
         o |= dict(attention_bias=r.random() < 0.5, mlp_bias=r.random() < 0.5)
     elif family is Qwen3Config:
@@ -60,6 +62,7 @@ def main():
         for key, p in model.named_parameters():
             if p.dim() == 1:
                 torch.nn.init.uniform_(p, *((-0.5, 0.5) if key.endswith("bias") else (0.5, 1.5)))
+        double = copy.deepcopy(model).double()
         with tempfile.TemporaryDirectory() as d:
             model.save_pretrained(d)
             tokenizer = Tokenizer(BPE({f"t{i}": i for i in range(cfg.vocab_size)}, []))
@@ -72,11 +75,14 @@ def main():
             subprocess.run([program, "score", *files, d + "/score.jsonl"], check=True)
             subprocess.run([program, "generate", *files, d + "/gen.jsonl", "--temperature", "0", "--max-tokens", "12", "--ignore-eos"], check=True,
                            stderr=subprocess.DEVNULL)
-            worst, greedy = 0.0, 0
+            worst, own, greedy = 0.0, 0.0, 0
             for row, line, gen in zip(rows, open(d + "/score.jsonl"), open(d + "/gen.jsonl")):
                 with torch.no_grad():
                     logp = torch.log_softmax(model(torch.tensor([row])).logits[0], -1)
-                want = logp[:-1].gather(1, torch.tensor(row[1:])[:, None])[:, 0]
+                    exact = torch.log_softmax(double(torch.tensor([row])).logits[0], -1)
+                chosen = torch.tensor(row[1:])[:, None]
+                want = logp[:-1].gather(1, chosen)[:, 0]
+                own = max(own, (want - exact[:-1].gather(1, chosen)[:, 0]).abs().max().item())
                 worst = max(worst, (want - torch.tensor(json.loads(line)["logprobs"])).abs().max().item())
                 ids = list(row)
                 for token in json.loads(gen)["output_ids"]:
@@ -86,7 +92,7 @@ def main():
                         assert best.indices[0] == token, (case, cfg, len(ids))
                         greedy += 1
                     ids.append(token)
-            assert worst <= 2e-4, (case, worst, cfg)
+            assert worst <= max(2e-4, 2 * own), (case, worst, own, cfg)
             print(f"{case}: {cfg.model_type}, {cfg.rope_parameters['rope_type']}: log-probs within {worst:.1e}, {greedy} greedy tokens equal", flush=True)
 
 
