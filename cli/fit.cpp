@@ -41,7 +41,7 @@ safetensors_reader open_source(const std::filesystem::path& config, const std::s
 } // namespace
 
 new_adapter fit_to_text(const std::filesystem::path& config, const fit_command& options, compute& where) {
-  const model_config cfg = parse_model_config(read_file(config), config.string());
+  const model_config cfg = parse_model_config(read_model_file(config), config.string());
   if (!cfg.split || cfg.split->start != adapter_start::fit || !cfg.split->adapter_path.empty())
     throw error(errc::bad_usage,
                 "--fit-text: " + config.string() + " does not ask for it; that takes adapter_init = \"fit\" and no adapter_path");

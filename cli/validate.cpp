@@ -226,7 +226,7 @@ static fs::path template_time_file(const config& cfg) { return cfg.run_dir() / "
 
 std::optional<std::time_t> kept_template_time(const config& cfg) {
   const fs::path file = template_time_file(cfg);
-  if (!fs::exists(file))
+  if (!is_there(file))
     return std::nullopt;
   const std::string text = read_file(file);
   std::int64_t seconds = 0;
@@ -251,12 +251,12 @@ bool check_run_directory(const config& cfg) {
       throw error(errc::bad_config, "run.resume = \"" + cfg.run.resume + "\" is not in " + (dir / "checkpoints").string() +
                                         "; only a run's own checkpoint can be resumed");
   }
-  if (!fs::exists(dir))
+  if (!is_there(dir))
     return false;
   if (!fs::is_directory(dir))
     throw error(errc::bad_config, "run.dir = \"" + dir.string() + "\" is not a directory");
   const fs::path kept = dir / "config.toml";
-  if (!fs::exists(kept)) {
+  if (!is_there(kept)) {
     if (fs::is_empty(dir))
       return false;
     throw error(errc::bad_config,

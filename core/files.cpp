@@ -109,10 +109,7 @@ std::string write_failure(int code) {
   }
 }
 
-std::string read_file(const fs::path& file) {
-  descriptor fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0)
-    throw error(errc::bad_input, "cannot read " + file.string() + ": " + reason(errno));
+static std::string read_all(const descriptor& fd, const fs::path& file) {
   struct stat info {};
   std::string bytes;
   if (::fstat(fd.get(), &info) == 0 && S_ISREG(info.st_mode))
@@ -128,6 +125,35 @@ std::string read_file(const fs::path& file) {
     if (n == 0)
       return bytes;
   }
+}
+
+static descriptor open_to_read(const fs::path& file, int flags) {
+  const int fd = ::open(file.c_str(), O_RDONLY | O_CLOEXEC | flags);
+  if (fd < 0)
+    throw error(errc::bad_input, "cannot read " + file.string() + ": " + reason(errno));
+  return descriptor(fd);
+}
+
+std::string read_file(const fs::path& file) { return read_all(open_to_read(file, 0), file); }
+
+std::string read_model_file(const fs::path& file) {
+  constexpr off_t most = off_t(1) << 30;
+  const descriptor fd = open_to_read(file, O_NONBLOCK); // opening a pipe must not wait for its writer
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0)
+    throw error(errc::bad_input, "cannot read " + file.string() + ": " + reason(errno));
+  if (!S_ISREG(info.st_mode))
+    throw error(errc::bad_input,
+                "cannot read " + file.string() + ": it is " + (S_ISDIR(info.st_mode) ? "a directory" : "not a regular file"));
+  if (info.st_size > most)
+    throw error(errc::bad_input, "cannot read " + file.string() + ": " + std::to_string(info.st_size) + " bytes; at most " +
+                                     std::to_string(most) + " are read");
+  return read_all(fd, file);
+}
+
+bool is_there(const fs::path& path) noexcept {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
 }
 
 void write_file(const fs::path& file, std::string_view bytes) {

@@ -13,6 +13,12 @@ std::string write_failure(int code);
 /// Whole file as bytes. Throws errc::bad_input naming the file and the reason.
 std::string read_file(const std::filesystem::path& file);
 
+/// The same of a file that came with a model: a pipe or a device, which may never end, and more than 1 GiB are refused.
+std::string read_model_file(const std::filesystem::path& file);
+
+/// Whether something has this name, a link to nowhere or to itself included: reading it then says what is wrong. Does not throw.
+bool is_there(const std::filesystem::path& path) noexcept;
+
 /// Writes beside and renames: the file is the old or the new one, never half. fsyncs. Throws errc::io.
 void write_file(const std::filesystem::path& file, std::string_view bytes);
 

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <functional>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vector>
@@ -60,6 +61,26 @@ TEST_F(files_test, reading_what_cannot_be_read_names_file_and_reason) {
   EXPECT_EQ(text, "cannot read " + (dir_ / "none").string() + ": No such file or directory");
   EXPECT_EQ(code_of([&] { read_file(dir_); }, &text), errc::bad_input);
   EXPECT_EQ(text, "cannot read " + dir_.string() + ": Is a directory");
+}
+
+TEST_F(files_test, a_models_file_ends) {
+  write_file(dir_ / "a", "x");
+  EXPECT_EQ(read_model_file(dir_ / "a"), "x");
+  ASSERT_EQ(::mkfifo((dir_ / "pipe").c_str(), 0600), 0);
+  write_file(dir_ / "sparse", "");
+  fs::resize_file(dir_ / "sparse", std::uintmax_t(1) << 40);
+  fs::create_symlink("loop", dir_ / "loop");
+  const std::pair<const char*, const char*> rows[] = {{"pipe", "it is not a regular file"},
+                                                      {"sparse", "1099511627776 bytes; at most 1073741824 are read"},
+                                                      {"loop", "Too many levels of symbolic links"}};
+  for (const auto& [name, reason] : rows) {
+    std::string text;
+    EXPECT_EQ(code_of([&, file = dir_ / name] { read_model_file(file); }, &text), errc::bad_input);
+    EXPECT_EQ(text, "cannot read " + (dir_ / name).string() + ": " + reason);
+    EXPECT_TRUE(is_there(dir_ / name)) << name;
+  }
+  EXPECT_FALSE(is_there(dir_ / "none"));
+  EXPECT_FALSE(is_there(dir_ / "a" / "none"));
 }
 
 TEST_F(files_test, a_write_that_fails_leaves_the_old_file_and_nothing_else) {

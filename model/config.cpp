@@ -269,7 +269,7 @@ model_config parse_model_config(std::string_view json_text, const std::string& f
 
 model_config load_model_config(const fs::path& dir) {
   const auto file = dir / "config.json";
-  return parse_model_config(read_file(file), file.string());
+  return parse_model_config(read_model_file(file), file.string());
 }
 
 std::string to_config_json(const model_config& cfg, dtype declared) {
@@ -301,10 +301,9 @@ std::string to_config_json(const model_config& cfg, dtype declared) {
 
 std::vector<std::int32_t> load_eos_token_ids(const fs::path& dir, const model_config& cfg) {
   const auto file = dir / "generation_config.json";
-  std::error_code ignored;
-  if (!fs::exists(file, ignored))
+  if (!is_there(file))
     return cfg.eos_token_ids;
-  const auto json = parse_json_object(read_file(file), file.string());
+  const auto json = parse_json_object(read_model_file(file), file.string());
   const json_section from(json, file.string());
   return from.find("eos_token_id") == nullptr ? cfg.eos_token_ids : parse_token_ids(from, "eos_token_id");
 }

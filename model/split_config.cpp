@@ -32,7 +32,7 @@ whole_model find_whole(const json_section& top, const std::string& config_key, c
   if (!fs::is_directory(dir, ignored))
     top.refuse(path_key, in_quotes(dir) + " is not a directory; it must hold a Hugging Face model");
   const auto file = fs::path(dir) / "config.json";
-  const auto json = parse_json_object(read_file(file), file.string());
+  const auto json = parse_json_object(read_model_file(file), file.string());
   return read_whole(json_section(json, file.string()));
 }
 

@@ -81,9 +81,9 @@ chat_template::~chat_template() = default;
 
 std::optional<chat_template_text> chat_template::read(const std::filesystem::path& dir) {
   const auto config_file = dir / "tokenizer_config.json", template_file = dir / "chat_template.jinja";
-  const json config = std::filesystem::exists(config_file) ? part_json::object_in<json>(config_file) : json::object();
-  if (std::filesystem::exists(template_file))
-    return chat_template_text{read_file(template_file), special_tokens(config), template_file.string()};
+  const json config = is_there(config_file) ? part_json::object_in<json>(config_file) : json::object();
+  if (is_there(template_file))
+    return chat_template_text{read_model_file(template_file), special_tokens(config), template_file.string()};
   if (const auto source = configured_template(config, config_file.string()))
     return chat_template_text{*source, special_tokens(config), config_file.string() + ": chat_template"};
   return std::nullopt;

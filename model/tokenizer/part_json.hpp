@@ -46,7 +46,7 @@ Json parse_object(std::string_view text, const std::string& name) {
 /// The same of a file.
 template <class Json = nlohmann::json>
 Json object_in(const std::filesystem::path& file) {
-  return parse_object<Json>(read_file(file), file.string());
+  return parse_object<Json>(read_model_file(file), file.string());
 }
 
 inline std::string type_of(const nlohmann::json& part, const std::string& where) {

@@ -292,7 +292,7 @@ private:
   std::size_t next_ = file_.pieces.size();
 };
 
-json read_config(const std::filesystem::path& file) { return std::filesystem::exists(file) ? part_json::object_in(file) : json::object(); }
+json read_config(const std::filesystem::path& file) { return is_there(file) ? part_json::object_in(file) : json::object(); }
 
 } // namespace
 
@@ -303,9 +303,9 @@ nlohmann::json sentencepiece_tokenizer(std::string_view model, const nlohmann::j
 
 std::string tokenizer_json(const std::filesystem::path& dir) {
   const auto model = dir / "tokenizer.model";
-  if (std::filesystem::exists(dir / "tokenizer.json") || !std::filesystem::exists(model))
-    return read_file(dir / "tokenizer.json");
-  return sentencepiece_tokenizer(read_file(model), read_config(dir / "tokenizer_config.json"), model.string()).dump();
+  if (is_there(dir / "tokenizer.json") || !is_there(model))
+    return read_model_file(dir / "tokenizer.json");
+  return sentencepiece_tokenizer(read_model_file(model), read_config(dir / "tokenizer_config.json"), model.string()).dump();
 }
 
 } // namespace troupe

@@ -1,5 +1,6 @@
 #include "model/tokenizer/tokenizer.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "model/tokenizer/added_tokens.hpp"
 #include "model/tokenizer/bpe.hpp"
 #include "model/tokenizer/limits.hpp"
@@ -133,7 +134,7 @@ tokenizer::tokenizer() = default;
 tokenizer::~tokenizer() = default;
 
 std::shared_ptr<const tokenizer> tokenizer::load(const std::filesystem::path& dir) {
-  const bool model = !std::filesystem::exists(dir / "tokenizer.json") && std::filesystem::exists(dir / "tokenizer.model");
+  const bool model = !is_there(dir / "tokenizer.json") && is_there(dir / "tokenizer.model");
   return parse(tokenizer_json(dir), (dir / (model ? "tokenizer.model" : "tokenizer.json")).string());
 }
 

@@ -16,11 +16,6 @@ namespace {
 
 constexpr std::string_view step_prefix = "step-";
 
-bool is_there(const fs::path& file) {
-  std::error_code ignored;
-  return fs::exists(file, ignored);
-}
-
 /// The step of a directory named step-000040; nothing for other names.
 std::optional<std::uint64_t> step_of(const fs::path& dir) {
   const auto name = dir.filename().string();
@@ -57,7 +52,7 @@ struct checkpoint {
 
 checkpoint open_checkpoint(const fs::path& dir) {
   const auto file = dir / "config.json";
-  const auto text = read_file(file);
+  const auto text = read_model_file(file);
   auto model = parse_model_config(text, file.string());
   safetensors_reader weights(dir);
   check_tensors(weights, model);

@@ -95,6 +95,24 @@ outcome survive(const std::string& good, int n, Read read) {
   return all;
 }
 
+TEST(mutations, no_beginning_of_a_file_is_taken_for_it) {
+  const memory_file file;
+  const auto refused = [](auto read) {
+    try {
+      read();
+    } catch (const error&) {
+      return true;
+    }
+    return false;
+  };
+  const auto tensors = read_file(reference("mixed.safetensors")), quants = read_file(reference("quants.gguf"));
+  for (std::size_t n = 0; n < tensors.size(); ++n)
+    ASSERT_TRUE(refused([&] { safetensors_reader(file.put(tensors.substr(0, n))); })) << n << " bytes of mixed.safetensors";
+  constexpr std::size_t padding = 24; // after the last tensor
+  for (std::size_t n = 0; n < quants.size() - padding; ++n)
+    ASSERT_TRUE(refused([&] { gguf_reader(file.put(quants.substr(0, n))); })) << n << " bytes of quants.gguf";
+}
+
 TEST(mutations, of_safetensors) {
   const memory_file file;
   const auto [accepted, refused] = survive(read_file(reference("mixed.safetensors")), 6000, [&](const std::string& bytes) {

@@ -51,10 +51,9 @@ struct rank_layout {
 
 rank_layout read_layout(const fs::path& dir) {
   const auto file = dir / layout_name;
-  std::error_code ignored;
-  if (!fs::exists(file, ignored))
+  if (!is_there(file))
     throw error(errc::bad_input, dir.string() + " has no " + layout_name + ": it is no directory that convert shard wrote");
-  const auto json = parse_json_object(read_file(file), file.string());
+  const auto json = parse_json_object(read_model_file(file), file.string());
   const auto size = [&](const char* key) {
     const auto found = json.find(key);
     if (found == json.end() || !found->is_number_unsigned() || found->get<std::uint64_t>() < 1 || found->get<std::uint64_t>() > 1024)
@@ -90,7 +89,7 @@ void check_rank(const safetensors_reader& files, const std::vector<tensor_spec>&
   for (const auto& [name, info] : files.tensors())
     if (!wanted.contains(name))
       throw error(errc::bad_input,
-                  files.path().string() + ": tensor " + name + " " + spelled(info.shape) + " belongs to no part of this rank");
+                  files.path().string() + ": tensor " + in_quotes(name) + " " + spelled(info.shape) + " belongs to no part of this rank");
 }
 
 using rank_files = std::vector<std::vector<safetensors_reader>>; // [pp][tp]
@@ -125,7 +124,7 @@ void check_types(const tensor_spec& spec, const std::vector<safetensors_reader>&
 }
 
 void copy_description(const fs::path& source, const fs::path& target, const model_config& cfg) {
-  write_file(target / "config.json", read_file(source / "config.json"));
+  write_file(target / "config.json", read_model_file(source / "config.json"));
   copy_tokenizer_files(source, target);
   write_modeling_file(target, cfg);
 }
@@ -163,14 +162,14 @@ static conversion shard_directory(const fs::path& source, const fs::path& target
 }
 
 conversion convert_shard(const fs::path& source, const fs::path& target, std::int64_t tp, std::int64_t pp) {
-  const bool split = fs::is_regular_file(source), ranks = fs::exists(source / layout_name);
+  const bool split = fs::is_regular_file(source), ranks = is_there(source / layout_name);
   if (!split && !ranks)
     return shard_directory(source, target, tp, pp);
   fs::path beside = target;
   beside += ".whole";
   const staged_directory scratch(beside); // goes with its end
   const fs::path whole = scratch.path() / "model";
-  check_layout(split ? parse_model_config(read_file(source), source.string()) : load_model_config(source), tp, pp);
+  check_layout(split ? parse_model_config(read_model_file(source), source.string()) : load_model_config(source), tp, pp);
   { const staged_directory possible(target); } // refused before the work
   if (split)
     convert_split(source, whole, std::nullopt, 0);

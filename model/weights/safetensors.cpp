@@ -1,5 +1,6 @@
 #include "model/weights/safetensors.hpp"
 #include "core/error.hpp"
+#include "core/files.hpp"
 #include "model/weights/json.hpp"
 #include "model/weights/mapped_file.hpp"
 #include <algorithm>
@@ -194,11 +195,6 @@ std::map<std::string, std::string> read_index(const fs::path& file) {
   if (shards.empty())
     refuse(file, "\"weight_map\" is empty");
   return shards;
-}
-
-bool is_there(const fs::path& file) {
-  std::error_code ignored;
-  return fs::exists(file, ignored);
 }
 
 } // namespace

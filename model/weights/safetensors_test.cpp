@@ -1,6 +1,8 @@
+#include "model/config.hpp"
 #include "model/weights/safetensors.hpp"
 #include "model/weights/test_support.hpp"
 #include <rapidcheck/gtest.h>
+#include <sys/stat.h>
 
 namespace troupe {
 namespace {
@@ -213,6 +215,43 @@ TEST(safetensors, says_what_a_directory_lacks) {
             "DIR: holds neither model.safetensors nor model.safetensors.index.json; a Hugging Face model directory is wanted");
   EXPECT_EQ(message_of(dir.path(), errc::bad_input, [&] { safetensors_reader reader(dir / "none"); }),
             "cannot read DIR/none: No such file or directory");
+}
+
+// What an archive may put in a model's directory instead of a file; `make` gets its name.
+struct impostor {
+  const char* name;
+  void (*make)(const std::filesystem::path&);
+  const char* message;
+};
+constexpr impostor impostors[] = {
+    {"loop", [](const std::filesystem::path& file) { std::filesystem::create_symlink(file.filename(), file); },
+     "cannot read DIR/FILE: Too many levels of symbolic links"},
+    {"nowhere", [](const std::filesystem::path& file) { std::filesystem::create_symlink("none", file); },
+     "cannot read DIR/FILE: No such file or directory"},
+    {"endless", [](const std::filesystem::path& file) { std::filesystem::create_symlink("/dev/zero", file); },
+     "cannot read DIR/FILE: it is not a regular file"},
+    {"pipe", [](const std::filesystem::path& file) { ASSERT_EQ(::mkfifo(file.c_str(), 0600), 0); },
+     "cannot read DIR/FILE: it is not a regular file"},
+    {"directory", [](const std::filesystem::path& file) { std::filesystem::create_directory(file); },
+     "cannot read DIR/FILE: it is a directory"},
+};
+
+TEST(safetensors, says_what_stands_in_a_files_place) {
+  const auto expect = [](const char* file, auto read) {
+    for (const auto& [name, make, message] : impostors) {
+      const scratch dir;
+      dir.put("model.safetensors.index.json", R"({"weight_map":{"a":"1"}})");
+      std::filesystem::remove(dir / file);
+      make(dir / file);
+      std::string wanted = message;
+      wanted.replace(wanted.find("FILE"), 4, file);
+      EXPECT_EQ(message_of(dir.path(), errc::bad_input, [&] { read(dir.path()); }), wanted) << name;
+    }
+  };
+  for (const char* file : {"model.safetensors", "model.safetensors.index.json", "1"})
+    expect(file, [](const auto& dir) { safetensors_reader reader(dir); });
+  expect("config.json", [](const auto& dir) { load_model_config(dir); });
+  expect("generation_config.json", [](const auto& dir) { load_eos_token_ids(dir, {}); });
 }
 
 RC_GTEST_PROP(safetensors, reads_back_what_it_wrote, ()) {

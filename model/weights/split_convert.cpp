@@ -74,7 +74,7 @@ safetensors_reader open_adapter(const model_config& cfg) {
 }
 
 split_sources open_sources(const fs::path& file, bool fitted) {
-  model_config cfg = parse_model_config(read_file(file), file.string());
+  model_config cfg = parse_model_config(read_model_file(file), file.string());
   if (!cfg.split)
     throw error(errc::bad_input, file.string() + ": architectures[0] = \"" + cfg.architecture +
                                      "\" is no split model; CustomSplitLLamaForCausalLM is wanted");

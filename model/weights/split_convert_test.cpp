@@ -261,7 +261,7 @@ TEST(ConvertSplit, DamagedModelsAreNamedAndNothingIsWritten) {
               write_model(m.dir / "b", tiny_config(48, 6, 4, 1), dtype::bf16);
               m.dir.put("b/config.json", tiny_config(48, 5, 4, 1).dump());
             }),
-            "DIR/b: tensor model.layers.5.input_layernorm.weight [48] belongs to no part of LlamaForCausalLM");
+            "DIR/b: tensor \"model.layers.5.input_layernorm.weight\" [48] belongs to no part of LlamaForCausalLM");
   EXPECT_EQ(refusal([](const two_models& m) { m.dir.put("b/config.json", tiny_config(48, 5, 4, 2).dump()); }),
             "DIR/b: tensor model.layers.0.self_attn.k_proj.weight is [12, 48], config.json makes it [24, 48]");
   EXPECT_EQ(

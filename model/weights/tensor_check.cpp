@@ -1,9 +1,11 @@
 #include "model/weights/tensor_check.hpp"
 #include "core/error.hpp"
+#include "model/weights/json.hpp"
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <set>
+#include <span>
 
 namespace troupe {
 
@@ -15,9 +17,10 @@ bool is_float(dtype type) { return type == dtype::f32 || type == dtype::bf16 || 
 
 std::string spelled(const std::vector<std::int64_t>& shape) {
   std::string text = "[";
-  for (const auto size : shape)
+  constexpr std::size_t most = 8; // a hostile file's may be long
+  for (const auto size : std::span(shape).first(std::min(shape.size(), most)))
     text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
+  return text + (shape.size() > most ? ", ...]" : "]");
 }
 
 bool is_ignored(const std::string& name, const model_config& cfg) {
@@ -62,8 +65,8 @@ void check_tensors(const safetensors_reader& files, const model_config& cfg) {
   }
   for (const auto& [name, tensor] : files.tensors())
     if (!wanted.contains(name) && !is_ignored(name, cfg))
-      throw error(errc::bad_input,
-                  files.path().string() + ": tensor " + name + " " + spelled(tensor.shape) + " belongs to no part of " + cfg.architecture);
+      throw error(errc::bad_input, files.path().string() + ": tensor " + in_quotes(name) + " " + spelled(tensor.shape) +
+                                       " belongs to no part of " + cfg.architecture);
 }
 
 void check_tied_head(const safetensors_reader& files, const model_config& cfg) {
