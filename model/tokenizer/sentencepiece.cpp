@@ -1,6 +1,7 @@
 #include "model/tokenizer/sentencepiece.hpp"
 #include "core/error.hpp"
 #include "core/files.hpp"
+#include "model/tokenizer/bpe_json.hpp"
 #include "model/tokenizer/part_json.hpp"
 #include "model/tokenizer/utf8.hpp"
 #include <algorithm>
@@ -174,35 +175,22 @@ public:
     json vocab = json::object();
     for (std::size_t i = 0; i < file_.pieces.size(); ++i)
       vocab[file_.pieces[i]] = i;
-    json decoders = {
-        {{"type", "Replace"}, {"pattern", {{"String", space}}}, {"content", " "}}, {{"type", "ByteFallback"}}, {{"type", "Fuse"}}};
-    if (prefix)
-      decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
-    return {{"version", "1.0"},
-            {"truncation", nullptr},
-            {"padding", nullptr},
-            {"added_tokens", added_},
-            {"normalizer", nullptr},
-            {"pre_tokenizer",
-             {{"type", "Metaspace"},
-              {"replacement", space},
-              {"prepend_scheme", !prefix  ? "never"
-                                 : legacy ? "always"
-                                          : "first"},
-              {"split", false}}},
-            {"post_processor", post_processor()},
-            {"decoder", {{"type", "Sequence"}, {"decoders", decoders}}},
-            {"model",
-             {{"type", "BPE"},
-              {"dropout", nullptr},
-              {"unk_token", nullptr},
-              {"continuing_subword_prefix", nullptr},
-              {"end_of_word_suffix", nullptr},
-              {"fuse_unk", true},
-              {"byte_fallback", true},
-              {"ignore_merges", false},
-              {"vocab", std::move(vocab)},
-              {"merges", merges_of(file_)}}}};
+    const json pre_tokenizer = {{"type", "Metaspace"},
+                                {"replacement", space},
+                                {"prepend_scheme", !prefix  ? "never"
+                                                   : legacy ? "always"
+                                                            : "first"},
+                                {"split", false}};
+    return tokenizer_json_of({.added_tokens = added_,
+                              .normalizer = nullptr,
+                              .pre_tokenizer = pre_tokenizer,
+                              .post_processor = post_processor(),
+                              .decoder = sentencepiece_decoder(prefix),
+                              .unk_token = nullptr,
+                              .byte_fallback = true,
+                              .ignore_merges = false,
+                              .vocab = std::move(vocab),
+                              .merges = merges_of(file_)});
   }
 
 private:

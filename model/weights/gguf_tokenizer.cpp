@@ -1,6 +1,7 @@
 #include "model/weights/gguf_tokenizer.hpp"
 #include "core/error.hpp"
 #include "core/files.hpp"
+#include "model/tokenizer/bpe_json.hpp"
 #include "model/weights/json.hpp"
 #include <algorithm>
 #include <cmath>
@@ -178,25 +179,16 @@ json tokenizer_json(const gguf_reader& file, const pre_entry& pre, const vocabul
     ids[std::string(vocab.tokens[id])] = id;
   const bool add_bos = file.flag("tokenizer.ggml.add_bos_token").value_or(pre.add_bos);
   const bool add_eos = file.flag("tokenizer.ggml.add_eos_token").value_or(false);
-  return {{"version", "1.0"},
-          {"truncation", nullptr},
-          {"padding", nullptr},
-          {"added_tokens", added_tokens_of(vocab)},
-          {"normalizer", pre.nfc ? json{{"type", "NFC"}} : json(nullptr)},
-          {"pre_tokenizer", pre.pre_tokenizer()},
-          {"post_processor", post_processor_of(file, vocab, add_bos, add_eos)},
-          {"decoder", {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}}},
-          {"model",
-           {{"type", "BPE"},
-            {"dropout", nullptr},
-            {"unk_token", nullptr},
-            {"continuing_subword_prefix", nullptr},
-            {"end_of_word_suffix", nullptr},
-            {"fuse_unk", false},
-            {"byte_fallback", false},
-            {"ignore_merges", pre.ignore_merges},
-            {"vocab", std::move(ids)},
-            {"merges", merges_of(file, vocab)}}}};
+  return tokenizer_json_of({.added_tokens = added_tokens_of(vocab),
+                            .normalizer = pre.nfc ? json{{"type", "NFC"}} : json(nullptr),
+                            .pre_tokenizer = pre.pre_tokenizer(),
+                            .post_processor = post_processor_of(file, vocab, add_bos, add_eos),
+                            .decoder = {{"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}},
+                            .unk_token = nullptr,
+                            .byte_fallback = false,
+                            .ignore_merges = pre.ignore_merges,
+                            .vocab = std::move(ids),
+                            .merges = merges_of(file, vocab)});
 }
 
 /// How SentencePiece puts its pieces together: the best score first, then (Transformers' order) the longest left part. Pieces that stand
@@ -249,35 +241,22 @@ json sentencepiece_json(const gguf_reader& file, const vocabulary& vocab) {
   }
   const bool prefix = file.flag("tokenizer.ggml.add_space_prefix").value_or(true);
   const json spaces = {{"type", "Replace"}, {"pattern", {{"String", " "}}}, {"content", space}};
-  json normalizers = json::array(), decoders = {{{"type", "Replace"}, {"pattern", {{"String", space}}}, {"content", " "}},
-                                                {{"type", "ByteFallback"}},
-                                                {{"type", "Fuse"}}};
-  if (prefix) {
+  json normalizers = json::array();
+  if (prefix)
     normalizers.push_back({{"type", "Prepend"}, {"prepend", space}});
-    decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
-  }
   normalizers.push_back(spaces);
   const bool add_bos = file.flag("tokenizer.ggml.add_bos_token").value_or(true);
   const bool add_eos = file.flag("tokenizer.ggml.add_eos_token").value_or(false);
-  return {{"version", "1.0"},
-          {"truncation", nullptr},
-          {"padding", nullptr},
-          {"added_tokens", added_tokens_of(vocab)},
-          {"normalizer", {{"type", "Sequence"}, {"normalizers", normalizers}}},
-          {"pre_tokenizer", nullptr},
-          {"post_processor", post_processor_of(file, vocab, add_bos, add_eos)},
-          {"decoder", {{"type", "Sequence"}, {"decoders", decoders}}},
-          {"model",
-           {{"type", "BPE"},
-            {"dropout", nullptr},
-            {"unk_token", unknown},
-            {"continuing_subword_prefix", nullptr},
-            {"end_of_word_suffix", nullptr},
-            {"fuse_unk", true},
-            {"byte_fallback", true},
-            {"ignore_merges", false},
-            {"vocab", std::move(ids)},
-            {"merges", merges_by_score(file, vocab)}}}};
+  return tokenizer_json_of({.added_tokens = added_tokens_of(vocab),
+                            .normalizer = {{"type", "Sequence"}, {"normalizers", normalizers}},
+                            .pre_tokenizer = nullptr,
+                            .post_processor = post_processor_of(file, vocab, add_bos, add_eos),
+                            .decoder = sentencepiece_decoder(prefix),
+                            .unk_token = unknown,
+                            .byte_fallback = true,
+                            .ignore_merges = false,
+                            .vocab = std::move(ids),
+                            .merges = merges_by_score(file, vocab)});
 }
 
 json tokenizer_config_json(const gguf_reader& file, const vocabulary& vocab) {
