@@ -318,6 +318,11 @@ struct rank_stub {
   std::shared_ptr<std::vector<std::string>> peers = std::make_shared<std::vector<std::string>>();
 };
 
+// A function with an argument: for one without, CAF binds a reference to null.
+rank_actor::behavior_type rank_stub_actor(rank_actor::pointer, const std::shared_ptr<std::vector<std::string>>& peers) {
+  return {[peers](const rank_peers& p) { *peers = p.endpoints; }};
+}
+
 struct rank_groups : coordinator_test {
   rank_groups() {
     learner_ranks = 2;
@@ -326,9 +331,7 @@ struct rank_groups : coordinator_test {
   rank_stub join_rank(worker_role role, std::uint32_t rank) {
     rank_stub r;
     r.info = {role, rank, "host", ++last_pid, "", "at " + std::to_string(last_pid)};
-    r.handle = sys.spawn([peers = r.peers](rank_actor::pointer) -> rank_actor::behavior_type {
-      return {[peers](const rank_peers& p) { *peers = p.endpoints; }};
-    });
+    r.handle = sys.spawn(rank_stub_actor, r.peers);
     self->send(c, r.info, r.handle);
     sched.run();
     return r;

@@ -177,8 +177,8 @@ struct told : run_host {
   }
 };
 
-/// Trains nothing; its steps count.
-learner_actor::behavior_type idle_learner(learner_actor::pointer) {
+/// Trains nothing; its steps count. (Of a function without an argument CAF binds a reference to null.)
+learner_actor::behavior_type idle_learner(learner_actor::pointer, const std::string& endpoint) {
   return {
       [](const restore_learner& r) {
         return learner_restored{{r.incarnation, 0}, {}};
@@ -187,8 +187,8 @@ learner_actor::behavior_type idle_learner(learner_actor::pointer) {
         return step_trained{{0, t.step}, {}};
       },
       [](const save_checkpoint& s) { return checkpoint_saved{s.step}; },
-      [](const publish_weights& p) {
-        return weights_published{p.version, "here"};
+      [endpoint](const publish_weights& p) {
+        return weights_published{p.version, endpoint};
       },
       [](caf::tick_atom) {},
   };
@@ -227,7 +227,7 @@ struct reward_in_a_run : reward_test {
     setup.make_reward = [&](const coordinator_actor& c) { return sys.spawn<caf::detached>(reward, shared, c); };
     setup.make_weight_sync = [&](const coordinator_actor& c) { return sys.spawn(weight_sync, c); };
     const auto c = sys.spawn(coordinator, setup);
-    const auto learning = sys.spawn(idle_learner);
+    const auto learning = sys.spawn(idle_learner, std::string("here"));
     const auto rolling = sys.spawn(
         ready_rollout, [this, shared](const generate_group& g) { shared->groups->push(group(g.key.step, g.key.index, g.key.validation)); });
     caf::anon_send(c, worker_info{worker_role::learner, 0, "host", 1, ""}, learning);
