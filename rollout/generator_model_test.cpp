@@ -16,6 +16,7 @@ struct place {
   dtype type;
   int threads;
   int gpu = -1;
+  const char* model = "llama-tied"; // or one with a window: of 40 tokens, or of 9 in some layers
 };
 
 class generator_on_a_model : public testing::TestWithParam<place> {
@@ -25,7 +26,8 @@ protected:
     if (GetParam().gpu >= cuda::device_count())
       GTEST_SKIP() << "no GPU";
 #endif
-    model_ = load_model(TROUPE_SOURCE_DIR "/tests/reference/data/llama-tied", {.compute_type = GetParam().type}, where_);
+    model_ = load_model(std::filesystem::path(TROUPE_SOURCE_DIR "/tests/reference/data") / GetParam().model,
+                        {.compute_type = GetParam().type}, where_);
   }
   std::vector<generation_request> requests() const {
     std::vector<generation_request> out;
@@ -192,6 +194,8 @@ TEST_P(generator_on_a_model, after_new_weights_tokens_are_what_those_score) {
 
 INSTANTIATE_TEST_SUITE_P(dtypes_and_threads, generator_on_a_model,
                          testing::Values(place{dtype::f32, 1}, place{dtype::bf16, 1}, place{dtype::bf16, 2}));
+INSTANTIATE_TEST_SUITE_P(with_a_window, generator_on_a_model,
+                         testing::Values(place{dtype::f32, 1, -1, "family-mistral"}, place{dtype::bf16, 2, -1, "family-qwen2"}));
 #ifdef TROUPE_CUDA
 INSTANTIATE_TEST_SUITE_P(on_a_gpu, generator_on_a_model, testing::Values(place{dtype::f32, 1, 0}, place{dtype::bf16, 1, 0}));
 #endif
