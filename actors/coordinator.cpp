@@ -13,7 +13,6 @@ constexpr auto learner_deadline = 60min;
 constexpr auto sync_deadline = 30min;
 constexpr auto enlist_deadline = 60s;
 constexpr auto tick_interval = 1s;
-constexpr auto leave_deadline = 5s; // for members to go when the run is over
 
 std::string title(const worker_info& w) {
   return std::string(name_of(w.role)) + ' ' + std::to_string(w.rank) + " on " + w.host + " (pid " + std::to_string(w.pid) + ')';
@@ -194,7 +193,7 @@ void coordinator_state::let_go(const caf::actor_addr& source) {
 }
 
 void coordinator_state::tell_outcome() {
-  if ((!members.empty() || !ranks.empty()) && now() - over_since < leave_deadline)
+  if ((!members.empty() || !ranks.empty()) && now() - over_since < setup->leave_deadline)
     return;
   members.clear();
   ranks.clear();

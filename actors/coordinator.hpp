@@ -3,6 +3,7 @@
 #include "actors/run_data.hpp"
 #include "actors/run_host.hpp"
 #include "actors/run_state.hpp"
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -17,8 +18,9 @@ struct coordinator_setup {
   run_plan plan;
   std::shared_ptr<const run_data> data;
   std::shared_ptr<run_host> host;
-  join_answer welcome;                      // what every worker gets; role and rank are filled in
-  std::shared_ptr<const std::string> texts; // for workers that work with text: pack_texts
+  join_answer welcome;                            // what every worker gets; role and rank are filled in
+  std::chrono::milliseconds leave_deadline{5000}; // for members to go when the run is over
+  std::shared_ptr<const std::string> texts;       // for workers that work with text: pack_texts
   std::function<reward_actor(const coordinator_actor&)> make_reward;
   std::function<weight_sync_actor(const coordinator_actor&)> make_weight_sync;
   std::uint32_t learner_ranks = 1, rollout_ranks = 1; // processes that share the learner's, and each rollout's, model

@@ -53,6 +53,7 @@ rollout_actor::behavior_type rollout_stub(rollout_actor::pointer, const coordina
       },
       [](caf::get_atom) { return rollout_status{}; },
       [](caf::tick_atom) {},
+      [](caf::add_atom) {},
   };
 }
 

@@ -49,6 +49,9 @@ step_trained learner_engine::train(std::vector<scored_group> groups) {
 checkpoint_saved learner_engine::save(std::uint32_t step) const {
   if (learner_.steps_done() != std::int64_t{step})
     throw error(errc::failed, "asked to save step " + std::to_string(step) + " at step " + std::to_string(learner_.steps_done()));
+  std::unique_lock<std::mutex> mine;
+  if (setup_.turn)
+    mine = std::unique_lock(*setup_.turn);
   write_checkpoint(setup_.run_dir, learner_, setup_.cfg.model.path);
   return {step};
 }

@@ -6,6 +6,7 @@
 #include "weightsync/channel.hpp"
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -20,6 +21,7 @@ struct learner_setup {
   compute* where = nullptr;
   std::shared_ptr<weights_source> source;
   std::shared_ptr<inbox<std::vector<scored_group>>> batches;
+  std::shared_ptr<std::mutex> turn = nullptr; // rollouts of this process may read the policy while it is saved; null: none does
 };
 
 /// Trains, saves and restores. One thread; no CAF.

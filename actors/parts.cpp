@@ -8,11 +8,15 @@ namespace troupe {
 
 dtype compute_type(const config& cfg) { return cfg.model.dtype == compute_dtype::float32 ? dtype::f32 : dtype::bf16; }
 
+std::int64_t longest_sequence(const config& cfg, const model_config& model) {
+  return std::min(model.max_position_embeddings, cfg.data.max_prompt_length + cfg.data.max_response_length);
+}
+
 generator_options make_generator_options(const config& cfg, const model_config& model, std::vector<std::int32_t> end_tokens,
                                          compute& where) {
   generator_options out;
   out.max_num_seqs = cfg.rollout.max_num_seqs;
-  out.max_sequence = std::min(model.max_position_embeddings, cfg.data.max_prompt_length + cfg.data.max_response_length);
+  out.max_sequence = longest_sequence(cfg, model);
   out.eos_token_ids = std::move(end_tokens);
   if (const auto& ahead = cfg.rollout.speculative; ahead.method != "off")
     out.speculative = {.num_speculative_tokens = ahead.num_speculative_tokens, .disable_by_batch_size = ahead.disable_by_batch_size};

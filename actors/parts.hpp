@@ -16,7 +16,9 @@ dtype compute_type(const config& cfg);
 generator_options make_generator_options(const config& cfg, const model_config& model, std::vector<std::int32_t> end_tokens,
                                          compute& where);
 /// Whether rollouts need the run's tokenizer.
-inline bool needs_texts(const config& cfg) { return !cfg.rollout.stop.empty(); }
+inline bool needs_texts(const config& cfg) { return !cfg.rollout.stop.empty() || !cfg.rollout.serve.empty(); }
+/// Tokens of prompt and response that a rollout takes.
+std::int64_t longest_sequence(const config& cfg, const model_config& model);
 /// The policy with masters and gradients, from model.path, on the learner's ranks; generates: the rollout runs on it too.
 std::shared_ptr<causal_lm> load_policy(const config& cfg, bool generates, compute& where, const load_progress& progress = {});
 /// The rollout's model on its ranks, weights zero.

@@ -211,7 +211,9 @@ using rollout_actor = caf::typed_actor<
     // What it does now; answered between two passes.
     caf::replies_to<caf::get_atom>::with<rollout_status>,
     // To itself: one more pass.
-    caf::reacts_to<caf::tick_atom>>;
+    caf::reacts_to<caf::tick_atom>,
+    // To itself, from the threads that serve others or train: something is new there.
+    caf::reacts_to<caf::add_atom>>;
 
 /// Updates the policy. Spawn detached: a step blocks.
 using learner_actor = caf::typed_actor<

@@ -202,6 +202,7 @@ rollout_actor::behavior_type ready_rollout(rollout_actor::pointer, const std::fu
       },
       [](caf::get_atom) { return rollout_status{}; },
       [](caf::tick_atom) {},
+      [](caf::add_atom) {},
   };
 }
 

@@ -1,8 +1,10 @@
 #pragma once
+#include "actors/policy_server.hpp"
 #include "actors/protocol.hpp"
 #include "core/config.hpp"
 #include "rollout/generator.hpp"
 #include "weightsync/channel.hpp"
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -22,19 +24,30 @@ struct rollout_setup {
   generator_options options;
   std::function<std::unique_ptr<weights_sink>(const std::string& endpoint)> make_sink;
   std::function<void(trajectory_group)> outlet; // the experience plane
-  std::shared_ptr<std::mutex> turn;             // of rollouts that share one model, which takes one caller at a time; null: alone
+  std::shared_ptr<std::mutex> turn;             // of those that share one model, which takes one caller at a time; null: alone
+  bool sleeps = false;                          // while the model is trained in this process the cache's memory is free
+  std::shared_ptr<request_desk> desk;           // requests of others, that join the passes; null: none
+  std::shared_ptr<policy_server> server;        // where they come from
 };
 
 /// Makes groups with a generator and hands on each one that is complete. One thread; no CAF.
 class rollout_engine {
 public:
-  explicit rollout_engine(rollout_setup setup);
+  /// wake: called by any thread when `tend` has something to do.
+  explicit rollout_engine(
+      rollout_setup setup, std::function<void()> wake = [] {});
+  ~rollout_engine();
   /// Throws errc::failed when the group asks for a step's weights that are not held.
   void add(const generate_group& request);
-  /// One pass of the model.
+  /// One pass of the model, if there is something to do and the weights may be read.
   void step();
-  bool idle() const { return generator_.idle(); }
-  /// Only when idle. Errors are the sink's.
+  /// Whether no group is under way.
+  bool idle() const { return groups_.empty(); }
+  /// Whether a step would do something.
+  bool busy() const;
+  /// Takes in the requests of others; frees the cache where the model is being trained.
+  void tend();
+  /// Only when idle: requests of others go on with the new weights. Errors are the sink's.
   weights_fetched fetch(const fetch_weights& request);
   rollout_status status() const { return {std::uint32_t(groups_.size()), version_}; }
 
@@ -44,13 +57,15 @@ private:
     std::size_t missing = 0;
   };
   void remember_length(const trajectory_group& group);
+  void accept(generation_output&& out);
 
   rollout_setup setup_;
+  std::function<void()> wake_;
   generator generator_;
   std::unique_ptr<weights_sink> sink_;
   std::string endpoint_;
   weights_version version_;
-  bool holds_weights_ = false;
+  bool holds_weights_ = false, asleep_ = false;
   std::map<std::uint64_t, partial> groups_;                 // by request id
   std::unordered_map<std::uint64_t, std::int64_t> lengths_; // tokens of a sample when a row was generated last, by source
 };
@@ -58,13 +73,23 @@ private:
 struct rollout_state {
   static inline const char* name = "rollout";
   rollout_actor::pointer self = nullptr;
+  std::shared_ptr<policy_server> server; // null: nobody else asks
   std::unique_ptr<rollout_engine> engine;
   bool ticking = false;
   std::optional<fetch_weights> waiting; // for the groups under way to end
   caf::typed_response_promise<weights_fetched> promise;
+  std::optional<caf::error> leaving; // the run is over; requests of others under way still end
+  std::chrono::steady_clock::time_point leaves_at;
+
+  ~rollout_state() { close(); }
 
   void add(const generate_group& request);
   void tick();
+  /// Sees to it that a tick comes.
+  void wake();
+  void leave(const caf::error& reason);
+  void end(const caf::error& reason);
+  void close();
   caf::result<weights_fetched> fetch(const fetch_weights& request);
 };
 

@@ -130,6 +130,8 @@ struct central_parts {
     coordinator.data = data;
     coordinator.host = host;
     coordinator.welcome = make_welcome(in);
+    if (!in.cfg.rollout.serve.empty())
+      coordinator.leave_deadline += drain_limit;
   }
   coordinator_actor spawn(caf::actor_system& sys) {
     coordinator.make_reward = [&sys, setup = reward](const coordinator_actor& c) {
@@ -174,8 +176,19 @@ void watch(control& host, const coordinator_actor& coordinator, const held_signa
   }
 }
 
+/// Listens for requests of others, which wait until the rollout is there. Nothing without rollout.serve.
+void begin_serving(const run_inputs& in, rollout_setup& rollout, run_outputs& outputs) {
+  if (in.cfg.rollout.serve.empty())
+    return;
+  rollout.desk = std::make_shared<request_desk>(most_served_waiting, first_served_id);
+  rollout.server = in.serve({in.cfg, in.model, {in.tok, in.chat}, longest_sequence(in.cfg, in.model), rollout.desk});
+  outputs.log("serving " + in.cfg.run.name + " on " + rollout.server->address());
+}
+
 void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   const held_signals signals;
+  const auto rolling = std::make_shared<rollout_setup>();
+  begin_serving(in, *rolling, outputs);
   compute where(in.threads, in.which, in.gpu);
   const load_progress loading = [&](std::uint64_t read, std::uint64_t all) { outputs.loading(read, all); };
   const auto model = load_policy(in.cfg, true, where, loading);
@@ -184,9 +197,10 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   const std::shared_ptr<weights_source> source = make_shared_source(model);
   const auto batches = std::make_shared<inbox<std::vector<scored_group>>>();
   parts.reward->deliver = [batches](const std::string&, std::vector<scored_group> groups) { batches->push(std::move(groups)); };
-  const auto learning =
-      std::make_shared<learner_setup>(learner_setup{in.cfg, in.total_steps, in.cfg.run_dir(), model, reference, &where, source, batches});
-  const auto rolling = std::make_shared<rollout_setup>();
+  if (in.cfg.rollout.actors > 1 || rolling->desk)
+    rolling->turn = std::make_shared<std::mutex>();
+  const auto learning = std::make_shared<learner_setup>(learner_setup{in.cfg, in.total_steps, in.cfg.run_dir(), model, reference, &where,
+                                                                      source, batches, rolling->desk ? rolling->turn : nullptr});
   rolling->cfg = in.cfg;
   rolling->end_tokens = in.end_tokens;
   rolling->model = model;
@@ -194,8 +208,7 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   rolling->options = make_generator_options(in.cfg, in.model, in.end_tokens, where);
   rolling->make_sink = [source, model](const std::string&) { return make_shared_sink(*source, model); };
   rolling->outlet = [groups = parts.reward->groups](trajectory_group g) { groups->push(std::move(g)); };
-  if (in.cfg.rollout.actors > 1)
-    rolling->turn = std::make_shared<std::mutex>();
+  rolling->sleeps = in.gpu < 0; // on a GPU the graphs of the passes name the cache
 
   system_config settings(false);
   caf::actor_system sys{settings};
@@ -205,8 +218,14 @@ void run_in_one_process(const run_inputs& in, run_outputs& outputs) {
   const auto learner = guard.keep(sys.spawn<caf::detached>(learner_worker, learning));
   caf::anon_send(coordinator, info, learner);
   info.role = worker_role::rollout;
-  for (; std::int64_t{info.rank} < in.cfg.rollout.actors; ++info.rank)
-    caf::anon_send(coordinator, info, guard.keep(sys.spawn<caf::detached>(rollout, rolling, info, coordinator)));
+  for (; std::int64_t{info.rank} < in.cfg.rollout.actors; ++info.rank) {
+    const auto setup = std::make_shared<rollout_setup>(*rolling);
+    if (info.rank == 0) { // the one that serves
+      rolling->desk = nullptr;
+      rolling->server = nullptr;
+    }
+    caf::anon_send(coordinator, info, guard.keep(sys.spawn<caf::detached>(rollout, setup, info, coordinator)));
+  }
   watch(*parts.host, coordinator, signals, nullptr);
 }
 
@@ -312,6 +331,10 @@ void check_placement(const config& cfg) {
 }
 
 void check_listen(const config& cfg) {
+  if (!cfg.rollout.serve.empty()) {
+    const auto [host, port] = parse_address(cfg.rollout.serve, "rollout.serve");
+    check_port(host, port, "rollout.serve");
+  }
   if (!cfg.placement.processes)
     return;
   const auto [host, port] = parse_address(cfg.placement.listen, "placement.listen");

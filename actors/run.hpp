@@ -1,4 +1,5 @@
 #pragma once
+#include "actors/policy_server.hpp"
 #include "actors/run_host.hpp"
 #include "core/config.hpp"
 #include "experience/dataset.hpp"
@@ -20,6 +21,8 @@ struct run_inputs {
   model_config model;
   std::vector<std::int32_t> end_tokens;
   std::shared_ptr<const tokenizer> tok;
+  std::shared_ptr<const chat_template> chat;    // null: the model has none
+  policy_server_maker serve;                    // for rollout.serve
   std::vector<prompt_row> train_rows, val_rows; // of `rl`
   std::vector<sft_row> sft_train, sft_val;      // of `sft` and `distill`
   std::time_t template_time = 0;                // that the chat template prints
@@ -48,7 +51,8 @@ struct worker_options {
   std::int64_t parent = 0; // pid of the `train` that started it; 0: none
   int threads = 0;
   isa which = isa::scalar;
-  int gpu = -1; // that models are made on; -1: the CPU
+  int gpu = -1;              // that models are made on; -1: the CPU
+  policy_server_maker serve; // for rollout.serve
 };
 
 /// Takes part in a run until it ends. Returns the exit code; throws when it cannot join.

@@ -86,6 +86,7 @@ struct workplace {
   const std::string& secret;
   compute& where;
   process_ranks* ranks = nullptr;
+  const policy_server_maker& serve;
 };
 
 std::shared_ptr<learner_setup> set_up_learner(const workplace& at) {
@@ -141,6 +142,16 @@ std::pair<std::shared_ptr<causal_lm>, sink_maker> set_up_rollout(const model_con
   return {policy.whole, [fetcher](const std::string& endpoint) { return make_rank_sink(fetcher, endpoint); }};
 }
 
+/// The first rollout answers others, where rollout.serve says so.
+void begin_serving(rollout_setup& setup, const worker_info& info, const model_config& model, const run_texts& texts, const workplace& at) {
+  if (at.cfg.rollout.serve.empty() || info.rank != 0)
+    return;
+  setup.desk = std::make_shared<request_desk>(most_served_waiting, first_served_id);
+  setup.server = at.serve({at.cfg, model, texts, longest_sequence(at.cfg, model), setup.desk});
+  std::printf("serving %s on %s\n", at.cfg.run.name.c_str(), setup.server->address().c_str());
+  std::fflush(stdout);
+}
+
 work begin_rolling(caf::actor_system& sys, const invitation& in, const worker_info& info, const workplace& at) {
   const model_config model = parse_model_config(in.welcome.model_config_json, "the run's config.json");
   const auto setup = std::make_shared<rollout_setup>();
@@ -149,7 +160,9 @@ work begin_rolling(caf::actor_system& sys, const invitation& in, const worker_in
   std::tie(setup->model, setup->make_sink) = set_up_rollout(model, at);
   if (needs_texts(at.cfg)) {
     caf::scoped_actor asking{sys};
-    setup->tok = bring_texts(asking, in.coordinator).tok;
+    const run_texts texts = bring_texts(asking, in.coordinator);
+    setup->tok = texts.tok;
+    begin_serving(*setup, info, model, texts, at);
   }
   setup->options = make_generator_options(at.cfg, model, model.eos_token_ids, at.where);
   const std::shared_ptr<experience_sender> sender = connect_experience(in.welcome.experience_endpoint, at.secret);
@@ -243,7 +256,7 @@ public:
     process_ranks ranks(world, rank_, shape);
     compute where(threads(), options_.which, options_.gpu);
     try {
-      work_as_rank(sys_, self_, in_, info, {cfg, secret_, where, &ranks});
+      work_as_rank(sys_, self_, in_, info, {cfg, secret_, where, &ranks, options_.serve});
     } catch (const error& e) {
       if (e.code() == errc::peer_lost || e.code() == errc::timeout) // the coordinator knows of it, or is told by who has the cause
         std::this_thread::sleep_for(end_deadline);
@@ -289,7 +302,7 @@ int run_worker(const worker_options& options) {
     if (in.welcome.ranks > 1)
       ranks.run(cfg, info);
     compute where(options.threads, options.which, options.gpu);
-    work_alone(sys, self, in, info, {cfg, secret, where, nullptr});
+    work_alone(sys, self, in, info, {cfg, secret, where, nullptr, options.serve});
     return 0;
   } catch (const error& e) {
     self->send(in.coordinator, worker_failed{info.role, info.rank, info.host, e.what(), std::uint8_t(e.code())});

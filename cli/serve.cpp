@@ -15,7 +15,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <random>
+#include <optional>
 #include <thread>
 
 namespace troupe {
@@ -31,8 +31,6 @@ struct serve_command {
   std::int64_t max_num_seqs = 256, request_timeout = 600, drain_timeout = 30;
   serve_options options;
 };
-
-bool is_loopback(const std::string& host) { return host == "localhost" || host.starts_with("127.") || host == "[::1]"; }
 
 std::string api_key(const serve_command& o) {
   if (!o.api_key.empty() && !o.api_key_file.empty())
@@ -61,15 +59,6 @@ generator_options options_for(const serve_command& o, const model_config& cfg, c
   return out;
 }
 
-// The seeds of requests that have none: a stream by --seed, or by what the system draws once.
-std::function<std::uint64_t()> fresh_seeds(const serve_command& o) {
-  const std::uint64_t base = o.seeded ? o.common.seed : (std::uint64_t{std::random_device{}()} << 32) | std::random_device{}();
-  return [base, next = std::make_shared<std::atomic<std::uint32_t>>(0)] {
-    const auto bits = philox4x32({(*next)++, 0, 0, 0}, {std::uint32_t(base), std::uint32_t(base >> 32)});
-    return ((std::uint64_t{bits[0]} << 32) | bits[1]) >> 11; // below 2^53: exact in every JSON reader
-  };
-}
-
 void print_summary(const engine_counts& c, timer::time_point begin) {
   const std::uint64_t ended = c.stopped + c.at_length;
   std::fprintf(stderr, "{\"samples\": %llu, \"aborted\": %llu, \"prompt_tokens\": %llu, \"output_tokens\": %llu, \"seconds\": %.6g}\n",
@@ -96,7 +85,7 @@ void serve_until_signal(const serve_command& o, serve_api& api, engine& e) {
 int serve(serve_command& o) {
   auto [host, port] = parse_address(o.listen, "--listen");
   o.options.api_key = api_key(o);
-  if (!is_loopback(host) && o.options.api_key.empty())
+  if (host != "[::1]" && !is_loopback(host) && o.options.api_key.empty())
     throw error{errc::bad_usage,
                 "--listen " + o.listen + " can be reached from other machines: give an --api-key-file, or listen on 127.0.0.1"};
   if (host.starts_with('[') && host.ends_with(']'))
@@ -115,7 +104,12 @@ int serve(serve_command& o) {
   o.options.http.max_connections = std::size_t(o.max_num_seqs + o.options.max_queue) + 64;
   const auto model = load_model(o.model, {.compute_type = type}, *where, loading_line().progress());
   engine e(std::make_unique<generator>(model, tok, options_for(o, cfg, *where)), o.options.max_queue);
-  serve_api api(o.options, e, {tok.get(), chat.get(), {cfg.vocab_size, cfg.max_position_embeddings}, o.options.max_queue, fresh_seeds(o)},
+  serve_api api(o.options, e,
+                {tok.get(),
+                 chat.get(),
+                 {cfg.vocab_size, cfg.max_position_embeddings},
+                 o.options.max_queue,
+                 fresh_seeds(o.seeded ? std::optional(o.common.seed) : std::nullopt)},
                 tok);
   const int bound = api.bind(host, port);
   const auto begin = timer::now();

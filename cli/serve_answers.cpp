@@ -13,6 +13,15 @@ std::size_t characters(const std::string& utf8) {
   return std::size_t(std::count_if(utf8.begin(), utf8.end(), [](char c) { return (c & '\xC0') != '\x80'; }));
 }
 
+// A number, or a list with one a token where they differ, as in a run's rollouts.
+json version_of(const std::vector<weights_version>& versions) {
+  json steps = json::array();
+  for (const auto& v : versions)
+    steps.push_back(v.step);
+  const bool one = std::all_of(versions.begin(), versions.end(), [&](const auto& v) { return v.step == versions.front().step; });
+  return one && !versions.empty() ? steps[0] : steps;
+}
+
 } // namespace
 
 struct completion_answer::sample_stream {
@@ -83,9 +92,15 @@ json completion_answer::logprobs(const std::vector<std::int32_t>& ids, const std
 }
 
 json completion_answer::frame(const char* object) const {
+  const std::string version = newest_ ? "-step-" + std::to_string(newest_->step) : "";
   return {{"id", head_.id},       {"object", object},         {"created", head_.created},
-          {"model", head_.model}, {"choices", json::array()}, {"system_fingerprint", head_.fingerprint},
+          {"model", head_.model}, {"choices", json::array()}, {"system_fingerprint", head_.fingerprint + version},
           {"seed", request_.seed}};
+}
+
+void completion_answer::saw(const weights_version& version) {
+  if (head_.versioned)
+    newest_ = std::max(newest_.value_or(version), version);
 }
 
 json completion_answer::usage() const {
@@ -115,6 +130,10 @@ void completion_answer::add(generation_output&& ended) {
     if (!request_.chat)
       choice["prompt_token_ids"] = request_.prompts[ended.id].prompt_ids;
   }
+  for (const auto& v : ended.result.versions)
+    saw(v);
+  if (head_.versioned)
+    choice["weights_version"] = version_of(ended.result.versions);
   choices_[index] = std::move(choice);
 }
 
@@ -171,12 +190,15 @@ std::vector<json> completion_answer::chunks(const generation_event& event) {
   };
   if (const auto* drawn = std::get_if<streamed_token>(&event)) {
     const auto index = choice_of(drawn->id, drawn->sample_index);
+    saw(drawn->version);
     auto& stream = stream_of(index, out);
     const auto text = stream.text.add(drawn->token.id);
     ++output_tokens_;
     const std::vector<std::int32_t> ids{drawn->token.id};
     if (!text.empty() || request_.logprobs || request_.return_token_ids)
       put(index, text, logprobs(ids, {drawn->token.logprob}, drawn->top, stream.offset), nullptr, &ids);
+    if (head_.versioned && !out.empty())
+      out.back()["choices"][0]["weights_version"] = drawn->version.step;
   } else {
     const auto& ended = std::get<generation_output>(event);
     const auto index = choice_of(ended.id, ended.sample_index);

@@ -1,10 +1,11 @@
 #pragma once
 #include "cli/serve_requests.hpp"
 #include "cli/text_stream.hpp"
-#include "rollout/engine.hpp"
+#include "rollout/request_desk.hpp"
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +16,7 @@ namespace troupe {
 struct answer_head {
   std::string id, model, fingerprint;
   std::int64_t created = 0; // seconds since 1970
+  bool versioned = false;   // the weights are a run's: the fingerprint names their version, and each choice has its `weights_version`
 };
 
 /// OpenAI's answer to a request, whole or in chunks, from the events of its generation_stream. One thread.
@@ -39,6 +41,7 @@ private:
                 std::size_t& text_offset) const;
   json chunk(const json& choice, std::size_t index, const std::vector<std::int32_t>* ids) const;
   json frame(const char* object) const;
+  void saw(const weights_version& version);
   json usage() const;
   sample_stream& stream_of(std::size_t index, std::vector<json>& first);
   const completion_request& request_;
@@ -47,6 +50,7 @@ private:
   std::map<std::size_t, json> choices_; // by index
   std::map<std::size_t, std::unique_ptr<sample_stream>> streams_;
   std::int64_t output_tokens_ = 0;
+  std::optional<weights_version> newest_; // of the tokens so far, where they are versioned
 };
 
 /// OpenAI's error object.

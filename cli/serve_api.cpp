@@ -80,8 +80,8 @@ struct serve_api::under_way {
   }
 };
 
-serve_api::serve_api(serve_options options, engine& e, completion_reader reader, std::shared_ptr<const tokenizer> tok)
-    : options_(std::move(options)), engine_(e), reader_(std::move(reader)), tok_(std::move(tok)), created_(std::time(nullptr)),
+serve_api::serve_api(serve_options options, request_desk& desk, completion_reader reader, std::shared_ptr<const tokenizer> tok)
+    : options_(std::move(options)), desk_(desk), reader_(std::move(reader)), tok_(std::move(tok)), created_(std::time(nullptr)),
       next_id_((std::uint64_t{std::random_device{}()} << 32) | std::random_device{}()), server_(options_.http) {
   add_routes();
 }
@@ -175,7 +175,7 @@ void serve_api::complete(const request& req, response& res, const httplib::Conte
     refuse(res, 503, "the server is stopping; ask again elsewhere", "server_error");
     return http_server::connection().close_after_answer();
   }
-  if (engine_.full(1)) {
+  if (desk_.full(1)) {
     busy();
     return http_server::connection().close_after_answer();
   }
@@ -186,7 +186,7 @@ void serve_api::complete(const request& req, response& res, const httplib::Conte
     if (!asked.model.empty() && asked.model != options_.model_name)
       return refuse(res, 404, "there is no model \"" + asked.model + "\" here; it is \"" + options_.model_name + "\"",
                     "invalid_request_error", "model", "model_not_found");
-    auto stream = engine_.submit(asked.prompts, asked.stream);
+    auto stream = desk_.submit(asked.prompts, asked.stream);
     if (!stream)
       return busy();
     answer(std::make_unique<under_way>(std::move(asked), std::move(*stream), new_head(chat), tok_, options_.request_limit), res);
@@ -240,11 +240,13 @@ bool serve_api::send_chunks(under_way& work, std::optional<generation_event> eve
 }
 
 void serve_api::models(const request& req, response& res) const {
-  const json model = {{"id", options_.model_name},
-                      {"object", "model"},
-                      {"created", created_},
-                      {"owned_by", "troupe"},
-                      {"max_model_len", reader_.limits.max_position_embeddings}};
+  json model = {{"id", options_.model_name},
+                {"object", "model"},
+                {"created", created_},
+                {"owned_by", "troupe"},
+                {"max_model_len", reader_.limits.max_position_embeddings}};
+  if (const auto version = desk_.counts().version)
+    model["weights_version"] = version->step;
   if (req.path == "/v1/models")
     return res.set_content(dumped({{"object", "list"}, {"data", {model}}}), "application/json");
   if (req.path == "/v1/models/" + options_.model_name)
@@ -254,7 +256,7 @@ void serve_api::models(const request& req, response& res) const {
 }
 
 void serve_api::health(response& res) const {
-  const bool failed = engine_.failed();
+  const bool failed = desk_.failed();
   res.status = failed || server_.stopping() ? 503 : 200;
   res.set_content(failed               ? R"({"status": "failed"})"
                   : server_.stopping() ? R"({"status": "stopping"})"
@@ -264,13 +266,13 @@ void serve_api::health(response& res) const {
 
 std::string serve_api::metrics() const {
   const std::lock_guard lock(mutex_);
-  return metrics_text(engine_.counts(), answers_);
+  return metrics_text(desk_.counts(), answers_);
 }
 
 answer_head serve_api::new_head(bool chat) {
   std::array<char, 40> id{};
   std::snprintf(id.data(), id.size(), "%s-%016llx", chat ? "chatcmpl" : "cmpl", static_cast<unsigned long long>(next_id_++));
-  return {id.data(), options_.model_name, options_.fingerprint, std::time(nullptr)};
+  return {id.data(), options_.model_name, options_.fingerprint, std::time(nullptr), options_.of_a_run};
 }
 
 void serve_api::count(const std::string& path, int status) {

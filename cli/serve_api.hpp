@@ -2,7 +2,7 @@
 #include "cli/http_server.hpp"
 #include "cli/serve_answers.hpp"
 #include "cli/serve_requests.hpp"
-#include "rollout/engine.hpp"
+#include "rollout/request_desk.hpp"
 #include <map>
 #include <memory>
 #include <mutex>
@@ -14,18 +14,19 @@ namespace troupe {
 struct serve_options {
   std::string model_name = {};  // as requests call it
   std::string fingerprint = {}; // of the answers
+  bool of_a_run = false;        // the weights change: answers say their version
   std::string api_key = {};     // "": none is asked for, and only names of this machine's loopback are answered to
   std::int64_t max_queue = 256;
   std::chrono::seconds request_limit{600};
   http_options http = {};
 };
 
-/// OpenAI's endpoints over an engine: /v1/completions, /v1/chat/completions, /v1/models, and /health and /metrics.
-/// Handlers run in the server's threads; what they share is the engine and the counts.
+/// OpenAI's endpoints over a desk: /v1/completions, /v1/chat/completions, /v1/models, and /health and /metrics.
+/// Handlers run in the server's threads; what they share is the desk and the counts.
 class serve_api {
 public:
-  /// e and what reader points to must outlive it; tok: reader's.
-  serve_api(serve_options options, engine& e, completion_reader reader, std::shared_ptr<const tokenizer> tok);
+  /// desk and what reader points to must outlive it; tok: reader's.
+  serve_api(serve_options options, request_desk& desk, completion_reader reader, std::shared_ptr<const tokenizer> tok);
   int bind(const std::string& host, int port) { return server_.bind(host, port); }
   void run() { server_.run(); }
   void stop_accepting() { server_.stop_accepting(); }
@@ -47,7 +48,7 @@ private:
   void count(const std::string& path, int status);
 
   serve_options options_;
-  engine& engine_;
+  request_desk& desk_;
   completion_reader reader_;
   std::shared_ptr<const tokenizer> tok_;
   const std::int64_t created_;

@@ -69,6 +69,8 @@ std::string metrics_text(const engine_counts& c, const std::map<std::pair<std::s
   out.counter("preemptions_total", std::uint64_t(c.generator.preemptions), "Sequences that gave their cache back and were computed again.");
   out.gauge("cache_blocks", c.generator.blocks, "Blocks of the cache.");
   out.gauge("cache_blocks_free", c.generator.free_blocks, "Of those, free or only kept for reuse.");
+  if (c.version)
+    out.gauge("weights_version", c.version->step, "Step of the run whose weights answer.");
   out.histogram("first_token_seconds", c.first_token, "From a prompt's arrival to its first token.");
   out.histogram("request_seconds", c.whole, "From a prompt's arrival to its last sample's end.");
   return out.take();

@@ -1,5 +1,5 @@
 #pragma once
-#include "rollout/engine.hpp"
+#include "rollout/request_desk.hpp"
 #include <cstdint>
 #include <map>
 #include <string>

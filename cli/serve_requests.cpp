@@ -2,12 +2,16 @@
 #include "cli/requests_sampling.hpp"
 #include "core/config_fields.hpp"
 #include "core/error.hpp"
+#include "core/random.hpp"
 #include "experience/json_lines.hpp"
 #include "model/tokenizer/chat_template.hpp"
 #include "model/tokenizer/tokenizer.hpp"
 #include <algorithm>
+#include <atomic>
 #include <cctype>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <random>
 #include <string_view>
 #include <utility>
 
@@ -341,6 +345,14 @@ std::string named_field(const std::string& message, const std::string& body) {
           found = key;
         }
   return found;
+}
+
+std::function<std::uint64_t()> fresh_seeds(std::optional<std::uint64_t> seed) {
+  const std::uint64_t base = seed ? *seed : (std::uint64_t{std::random_device{}()} << 32) | std::random_device{}();
+  return [base, next = std::make_shared<std::atomic<std::uint32_t>>(0)] {
+    const auto bits = philox4x32({(*next)++, 0, 0, 0}, {std::uint32_t(base), std::uint32_t(base >> 32)});
+    return ((std::uint64_t{bits[0]} << 32) | bits[1]) >> 11; // below 2^53: exact in every JSON reader
+  };
 }
 
 } // namespace troupe

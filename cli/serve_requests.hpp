@@ -37,6 +37,9 @@ struct completion_reader {
 /// a prompt with no token or no room behind it. Any thread.
 completion_request read_completion(const std::string& body, bool chat, const completion_reader& with);
 
+/// Seeds for bodies that have none: a stream that follows from `seed`, or from what the system draws once. Any thread calls it.
+std::function<std::uint64_t()> fresh_seeds(std::optional<std::uint64_t> seed);
+
 /// The field of the body that an error names first; "" when none. For OpenAI's `param`.
 std::string named_field(const std::string& message, const std::string& body);
 

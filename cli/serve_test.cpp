@@ -2,6 +2,7 @@
 #include "core/error.hpp"
 #include "model/tokenizer/chat_template.hpp"
 #include "model/tokenizer/tokenizer.hpp"
+#include "rollout/engine.hpp"
 #include "rollout/fake_lm.hpp"
 #include "rollout/small_tokenizer.hpp"
 #include <arpa/inet.h>
@@ -12,7 +13,6 @@
 #include <sys/socket.h>
 #include <thread>
 #include <unistd.h>
-
 namespace troupe {
 namespace {
 

@@ -3,11 +3,13 @@
 #include "cli/memory.hpp"
 #include "cli/progress.hpp"
 #include "cli/report.hpp"
+#include "cli/run_server.hpp"
 #include "cli/validate.hpp"
 #include "core/error.hpp"
 #include "core/files.hpp"
 #include "learner/checkpoint.hpp"
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
 #include <sys/file.h>
@@ -22,6 +24,7 @@ struct train_options {
   std::string file, resume, device, isa_name;
   std::vector<std::string> overrides;
   int threads = 0;
+  std::string api_key; // of rollout.serve
 };
 
 /// The run's directory, made if need be and held against a second `train` while this lives; the system lets go with the process.
@@ -122,6 +125,8 @@ run_inputs make_inputs(const train_options& options, validated_run& run, int gpu
   in.val_rows = std::move(run.val_rows);
   in.sft_train = std::move(run.sft_train);
   in.sft_val = std::move(run.sft_val);
+  in.chat = run.chat;
+  in.serve = make_run_server(options.api_key);
   in.template_time = run.template_time;
   in.total_steps = run.total_steps;
   if (names_checkpoint(run.cfg))
@@ -137,6 +142,7 @@ int train(const train_options& options) {
   const config cfg = read_config(options);
   const bool used = check_run_directory(cfg);
   check_placement(cfg);
+  check_run_server(cfg, options.api_key);
   check_listen(cfg);
   validated_run run = validate_run(cfg);
   check_memory(run);
@@ -179,6 +185,8 @@ void add_train(CLI::App& root, action& chosen) {
   app->add_option("--device", options->device, device_help);
   app->add_option("--threads", options->threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app->add_option("--isa", options->isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
+  if (const char* key = std::getenv("TROUPE_API_KEY"))
+    options->api_key = key;
   app->callback([options, &chosen] { chosen = [options] { return train(*options); }; });
 }
 

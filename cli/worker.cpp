@@ -1,5 +1,6 @@
 #include "actors/run.hpp"
 #include "cli/command.hpp"
+#include "cli/run_server.hpp"
 #include "core/error.hpp"
 #include <charconv>
 #include <cstdlib>
@@ -27,6 +28,7 @@ void add_worker(CLI::App& root, action& chosen) {
   app->add_option("--threads", p->options.threads, "threads of the CPU kernels; 0: one a core")->check(CLI::Range(0, 4096));
   app->add_option("--isa", p->isa_name, "scalar | avx2 | avx512 | amx; default: the best there is; the bits are the same");
   // Set by the `train` that starts a worker: its secret is on no command line.
+  p->options.serve = make_run_server(variable("TROUPE_API_KEY"));
   p->options.secret = variable("TROUPE_SECRET");
   const std::string parent = variable("TROUPE_PARENT");
   std::from_chars(parent.data(), parent.data() + parent.size(), p->options.parent);

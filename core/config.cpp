@@ -443,6 +443,7 @@ private:
       bad("reference.path", "reference.path is given, but nothing asks for a KL; set learner.use_kl_loss = true or leave it out");
     check_task(c);
     check_placement(c);
+    check_serving(c);
   }
 
   void check_task(const config& c) {
@@ -470,17 +471,37 @@ private:
       bad("weightsync.channel", errc::bad_config,
           "weightsync.channel = \"shared\" needs placement.processes = false; use \"auto\" or \"zmq\"");
     const std::string& listen = c.placement.listen;
-    const std::size_t colon = listen.rfind(':');
-    const std::string host = listen.substr(0, colon), port = colon == std::string::npos ? "" : listen.substr(colon + 1);
-    const bool port_good =
-        !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos && std::stoi(port) <= 65535;
-    if (host.empty() || !port_good)
+    const std::string host = listen.substr(0, listen.rfind(':'));
+    if (!is_address(listen))
       bad("placement.listen", errc::bad_config,
           "placement.listen = \"" + printable(listen) + "\" is not HOST:PORT with a port from 0 to 65535");
     else if (host.rfind("127.", 0) != 0 && host != "localhost")
       bad("placement.listen", errc::unsupported,
           "placement.listen = \"" + printable(listen) +
               "\" is not in this version, which has no certificates and listens on 127.0.0.1 only");
+  }
+
+  static bool is_address(const std::string& text) {
+    const std::size_t colon = text.rfind(':');
+    const std::string port = colon == std::string::npos ? "" : text.substr(colon + 1);
+    return colon > 0 && !port.empty() && port.size() <= 5 && port.find_first_not_of("0123456789") == std::string::npos &&
+           std::stoi(port) <= 65535;
+  }
+
+  void check_serving(const config& c) {
+    const std::string& serve = c.rollout.serve;
+    if (!serve.empty() && !is_address(serve))
+      complain_about("rollout.serve", errc::bad_config,
+                     "rollout.serve = \"" + printable(serve) + "\" is not HOST:PORT with a port from 0 to 65535");
+    if (!serve.empty() && c.run.task != run_task::rl)
+      complain_about("rollout.serve", errc::bad_config,
+                     "rollout.serve belongs to run.task = \"rl\", and run.task is " + to_toml(find_field("run.task")->get(c)) +
+                         "; leave it out");
+    if (c.rollout.inflight_cache != "recompute" && serve.empty())
+      complain_about("rollout.inflight_cache", errc::unsupported,
+                     "rollout.inflight_cache = \"" + c.rollout.inflight_cache +
+                         "\" is about samples under way at an update: this version has none but those of rollout.serve; give that or "
+                         "leave this out");
   }
 
   void throw_first() const {

@@ -72,6 +72,8 @@ struct rollout_section {
   std::vector<std::int64_t> stop_token_ids;  // end tokens besides the model's
   bool ignore_eos = false;
   std::int64_t max_num_seqs = 256;
+  std::string inflight_cache = "recompute"; // recompute | keep
+  std::string serve;                        // HOST:PORT; "": nobody else is answered
   std::int64_t tensor_parallel_size = 1;
   speculative_section speculative;
 };

@@ -177,6 +177,11 @@ std::vector<config_field> experience_fields() {
                        field("rollout.stop_token_ids", AT(rollout.stop_token_ids), "tokens that end a sample besides the model's own"))),
       field("rollout.ignore_eos", AT(rollout.ignore_eos), "the model's end tokens do not end a sample"),
       between(1, 65536, field("rollout.max_num_seqs", AT(rollout.max_num_seqs), "sequences in flight in one actor")),
+      choice("rollout.inflight_cache", AT(rollout.inflight_cache), {"recompute", "keep"},
+             "what an update of the weights does to the keys and values of samples under way: recompute: computed again, so that later "
+             "tokens are what the new weights say; keep: left as the old ones made them"),
+      optional(field("rollout.serve", AT(rollout.serve),
+                     "HOST:PORT where others may ask the policy of the run (serve.md); port 0: any free one")),
       between(1, 1024, field("rollout.tensor_parallel_size", AT(rollout.tensor_parallel_size), "ranks that share one rollout")),
       choice(
           "rollout.speculative.method", AT(rollout.speculative.method), {"off", "suffix"},

@@ -137,8 +137,6 @@ constexpr later_key later[] = {
     {"reward.model", own_rewards},
     {"reward.overlong_buffer.*", own_rewards},
     {"reward.retries", "a reward that fails is answered as reward.on_error says"},
-    {"rollout.inflight_cache", "it belongs to run.mode = \"async\"; this version does \"sync\""},
-    {"rollout.serve", "troupe serve answers for a model directory, such as a checkpoint of the run"},
     {"algorithm.filter_groups.*", no_filter},
     {"algorithm.rollout_is", "off-policy correction belongs to run.mode = \"async\"; this version does \"sync\""},
     {"algorithm.rollout_is_threshold", "off-policy correction belongs to run.mode = \"async\"; this version does \"sync\""},

@@ -140,6 +140,13 @@ TEST(config, bad_files_are_refused_with_place_and_reason) {
       {"[rollout]\nlogit_bias = { -1 = 1 }", "f.toml:12:14: rollout.logit_bias = { -1 = 1.0 } has a token id below 0"},
       {"[rollout]\nstop = 'x'", "f.toml:12:8: rollout.stop wants a list of strings, got the string 'x'"},
       {"[rollout]\nstop = ['x', '']", "f.toml:12:8: rollout.stop = [\"x\", \"\"] has an item that is empty"},
+      {"[rollout]\nserve = true", "f.toml:12:9: rollout.serve wants a string, got true"},
+      {"[rollout]\nserve = '127.0.0.1'", "f.toml:12:9: rollout.serve = \"127.0.0.1\" is not HOST:PORT with a port from 0 to 65535"},
+      {"[rollout]\nserve = ':1'", "f.toml:12:9: rollout.serve = \":1\" is not HOST:PORT with a port from 0 to 65535"},
+      {"[rollout]\nserve = '127.0.0.1:1'\n[run]\ntask = 'sft'",
+       "f.toml:12:9: rollout.serve belongs to run.task = \"rl\", and run.task is \"sft\"; leave it out"},
+      {"[rollout]\ninflight_cache = 'drop'",
+       "f.toml:12:18: rollout.inflight_cache = \"drop\" is not one of recompute | keep; nearest: keep"},
       {"[rollout]\nrepetition_penalty = 0", "f.toml:12:22: rollout.repetition_penalty = 0.0 is out of range: 0 < value <= 100"},
       {"[rollout]\ntop_p = nan", "f.toml:12:9: rollout.top_p = nan is out of range: 0 < value <= 1"},
       {"[learner]\nentropy_coeff = inf", "f.toml:12:17: learner.entropy_coeff = inf is out of range: finite numbers"},
@@ -197,8 +204,9 @@ TEST(config, what_this_version_cannot_do_is_said) {
       {"[critic]\nlr = 1e-5\nwarmup = 1", "f.toml:13:10: critic.warmup = 1 is not in this version, which can do 0 only: a critic belongs "
                                           "to algorithm.adv_estimator = \"gae\", "
                                           "which this version lacks"},
-      {"[rollout]\nserve = true",
-       "f.toml:12:1: rollout.serve is not in this version: troupe serve answers for a model directory, such as a checkpoint of the run"},
+      {"[rollout]\ninflight_cache = 'keep'",
+       "f.toml:12:18: rollout.inflight_cache = \"keep\" is about samples under way at an update: this version has none but those of "
+       "rollout.serve; give that or leave this out"},
       {"[algorithm.filter_groups]\nenable = true", "f.toml:12:1: algorithm.filter_groups.enable is not in this version: groups without "
                                                    "spread stay in the batch and contribute nothing"},
       {"[placement]\nlisten = '0.0.0.0:1'",
@@ -313,6 +321,8 @@ RC_GTEST_PROP(config_property, what_is_written_reads_back_the_same, ()) {
     c.weightsync.channel = "auto";
   c.placement.local_workers = "all";
   c.placement.listen = "127.0.0.1:5";
+  c.rollout.serve = c.run.task == run_task::rl ? "localhost:0" : "";
+  c.rollout.inflight_cache = c.rollout.serve.empty() ? "recompute" : c.rollout.inflight_cache;
   const config read = parse_config(to_toml(c), "other.toml");
   RC_ASSERT(differing_keys(c, read) == std::vector<std::string>{});
 }

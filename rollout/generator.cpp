@@ -341,7 +341,7 @@ bool generator::impl::accept(const drawn& d, std::vector<generation_output>& out
   s.result.versions.push_back(version);
   s.top.insert(s.top.end(), d.top.begin(), d.top.end());
   if (state.request.on_token)
-    state.request.on_token({state.request.id, d.sample_index, {d.id, d.logprob}, d.top});
+    state.request.on_token({state.request.id, d.sample_index, {d.id, d.logprob}, d.top, version});
   if (drafter)
     drafter->append(state.request.id, d.sample_index, d.id);
   if (ended(state, s)) {

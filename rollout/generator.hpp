@@ -42,6 +42,7 @@ struct streamed_token {
   std::int64_t sample_index = 0;
   token_logprob token;
   std::vector<token_logprob> top = {}; // [min(top_logprobs, vocab)], the most probable first
+  weights_version version = {};        // of the weights that drew it
 };
 
 /// A prompt to be continued `n` times.

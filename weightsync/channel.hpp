@@ -3,6 +3,7 @@
 #include "model/causal_lm.hpp"
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -35,6 +36,12 @@ public:
   /// Throws errc::timeout (naming endpoint and tensor), errc::bad_input (checksum, or a manifest that is not this model's, naming
   /// the tensor), errc::peer_lost (the source is gone, or has moved on to a later version).
   virtual sync_result fetch(weights_version version, std::chrono::milliseconds deadline) = 0;
+  /// While the result lives the model's values are those of the last fetch; null: they have changed since, or are about to.
+  virtual std::shared_ptr<void> hold() {
+    return {this, [](void*) {}};
+  }
+  /// `call`: when values that were fetched are about to change by other hands; by the thread that changes them, which holds no lock.
+  virtual void on_retract(std::function<void()> call) { (void)call; }
 };
 
 /// One process: the sink's model is the source's; fetch checks the version and copies nothing.

@@ -2,8 +2,11 @@
 #include "weightsync/channel.hpp"
 #include "weightsync/version_text.hpp"
 #include <condition_variable>
+#include <functional>
+#include <map>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 namespace troupe {
 namespace {
@@ -16,6 +19,8 @@ struct shared_state {
   std::condition_variable changed;
   std::optional<weights_version> published;
   bool closed = false;
+  int n_holders = 0;                                       // that read the values
+  std::map<const void*, std::function<void()>> on_retract; // by sink
 };
 
 class shared_source final : public weights_source {
@@ -33,8 +38,16 @@ public:
     state_->changed.notify_all();
   }
   void retract() override {
-    const std::lock_guard lock(state_->mutex);
-    state_->published.reset();
+    std::vector<std::function<void()>> calls;
+    {
+      std::unique_lock lock(state_->mutex);
+      state_->published.reset();
+      state_->changed.wait(lock, [&] { return state_->n_holders == 0; });
+      for (const auto& [sink, call] : state_->on_retract)
+        calls.push_back(call);
+    }
+    for (const auto& call : calls)
+      call();
   }
   const std::shared_ptr<causal_lm>& model() const { return model_; }
   const std::shared_ptr<shared_state>& state() const { return state_; }
@@ -47,6 +60,10 @@ private:
 class shared_sink final : public weights_sink {
 public:
   explicit shared_sink(std::shared_ptr<shared_state> state) : state_(std::move(state)) {}
+  ~shared_sink() override {
+    const std::lock_guard lock(state_->mutex);
+    state_->on_retract.erase(this);
+  }
 
   sync_result fetch(weights_version version, std::chrono::milliseconds deadline) override {
     const auto start = steady_clock::now();
@@ -60,11 +77,30 @@ public:
       throw error(errc::peer_lost, text_of(version) + " cannot be had from shared memory: its source is gone");
     if (*state_->published != version)
       throw error(errc::peer_lost, text_of(version) + " was asked of shared memory, which has moved on to " + text_of(*state_->published));
+    fetched_ = version;
     return {version, 0, std::chrono::duration<double>(steady_clock::now() - start).count()};
+  }
+
+  std::shared_ptr<void> hold() override {
+    const std::lock_guard lock(state_->mutex);
+    if (!fetched_ || state_->published != fetched_)
+      return nullptr;
+    ++state_->n_holders;
+    return {this, [state = state_](void*) {
+              const std::lock_guard lock(state->mutex);
+              --state->n_holders;
+              state->changed.notify_all();
+            }};
+  }
+
+  void on_retract(std::function<void()> call) override {
+    const std::lock_guard lock(state_->mutex);
+    state_->on_retract[this] = std::move(call);
   }
 
 private:
   std::shared_ptr<shared_state> state_;
+  std::optional<weights_version> fetched_;
 };
 
 } // namespace

@@ -3,6 +3,7 @@
 #include "weightsync/manifest.hpp"
 #include "weightsync/nccl_protocol.hpp"
 #include "weightsync/test_support.hpp"
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <numeric>
@@ -175,6 +176,36 @@ TEST(shared_channel, version_is_checked_and_nothing_copied) {
   expect_error(errc::bad_input, {"model"}, [&] { make_shared_sink(*source, model(1)); });
   source.reset();
   expect_error(errc::peer_lost, {"gone"}, [&] { sink->fetch({1, 3}, 1s); });
+}
+
+TEST(shared_channel, values_that_are_held_do_not_change) {
+  const auto m = model(1);
+  auto source = make_shared_source(m);
+  const auto sink = make_shared_sink(*source, m);
+  int told = 0;
+  sink->on_retract([&] { ++told; });
+  source->publish({0, 3});
+  EXPECT_EQ(sink->hold(), nullptr) << "nothing was fetched";
+  sink->fetch({0, 3}, 1s);
+  auto held = sink->hold(), twice = sink->hold();
+  ASSERT_NE(held, nullptr);
+  std::atomic<bool> retracted = false;
+  std::thread learner([&] {
+    source->retract();
+    retracted = true;
+  });
+  while (sink->hold()) // until the other thread waits
+    std::this_thread::yield();
+  held.reset();
+  std::this_thread::sleep_for(20ms);
+  EXPECT_FALSE(retracted) << "one still reads";
+  twice.reset();
+  learner.join();
+  EXPECT_EQ(told, 1);
+  source->publish({0, 4});
+  EXPECT_EQ(sink->hold(), nullptr) << "the values are not those of the last fetch";
+  sink->fetch({0, 4}, 1s);
+  EXPECT_NE(sink->hold(), nullptr);
 }
 
 TEST(zmq_channel, everything_first_then_the_trainable_ones) {
