@@ -70,7 +70,9 @@ void rollout_engine::step() {
   if (mine)
     mine.unlock();
   for (auto& out : ended)
-    if (!setup_.desk || !setup_.desk->deliver(std::move(out)))
+    if (setup_.desk && setup_.desk->took(out.id))
+      setup_.desk->deliver(std::move(out));
+    else
       accept(std::move(out));
 }
 

@@ -282,12 +282,12 @@ bool request_desk::take_in(generator& g) {
   return !impl_->under_way.empty();
 }
 
-bool request_desk::deliver(generation_output&& output) {
-  if (output.id < impl_->first_id || output.id >= impl_->next_id)
-    return false;
+bool request_desk::took(std::uint64_t id) const { return id >= impl_->first_id && id < impl_->next_id; }
+
+void request_desk::deliver(generation_output&& output) {
   const auto it = impl_->under_way.find(output.id);
   if (it == impl_->under_way.end())
-    return true; // the desk is closed
+    return; // the desk is closed
   auto& r = it->second;
   const bool last = --r.unfinished == 0;
   {
@@ -304,7 +304,6 @@ bool request_desk::deliver(generation_output&& output) {
   r.box->put(std::move(output));
   if (last)
     impl_->under_way.erase(it);
-  return true;
 }
 
 void request_desk::set_version(weights_version version) {
@@ -312,7 +311,7 @@ void request_desk::set_version(weights_version version) {
   impl_->counts.version = version;
 }
 
-void request_desk::close(std::exception_ptr why, bool failed) {
+void request_desk::close(const std::exception_ptr& why, bool failed) {
   std::deque<impl::order> left;
   {
     const std::lock_guard lock(impl_->mutex);

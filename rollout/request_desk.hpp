@@ -77,11 +77,12 @@ public:
   // The generator's thread.
   /// Adds what was submitted and gives up what nobody waits for. True: there is something of the desk's under way.
   bool take_in(generator& g);
-  /// False: the output is not of a request of the desk's.
-  bool deliver(generation_output&& output);
+  /// Whether the generator's request of that id came from here.
+  bool took(std::uint64_t id) const;
+  void deliver(generation_output&& output);
   void set_version(weights_version version);
   /// All that is under way fails with `why`, and nothing is taken any more. failed: it is the model's failure.
-  void close(std::exception_ptr why, bool failed);
+  void close(const std::exception_ptr& why, bool failed);
 
 private:
   struct impl;

@@ -41,7 +41,7 @@ public:
     return {this, [](void*) {}};
   }
   /// `call`: when values that were fetched are about to change by other hands; by the thread that changes them, which holds no lock.
-  virtual void on_retract(std::function<void()> call) { (void)call; }
+  virtual void on_retract(const std::function<void()>& call) { (void)call; }
 };
 
 /// One process: the sink's model is the source's; fetch checks the version and copies nothing.

@@ -93,9 +93,9 @@ public:
             }};
   }
 
-  void on_retract(std::function<void()> call) override {
+  void on_retract(const std::function<void()>& call) override {
     const std::lock_guard lock(state_->mutex);
-    state_->on_retract[this] = std::move(call);
+    state_->on_retract[this] = call;
   }
 
 private:
