@@ -20,7 +20,8 @@ std::vector<float> random_logits(std::size_t n, std::uint32_t seed, float spread
   return out;
 }
 
-// The definition, in double precision: probabilities of all ids, 0 for those that truncation removes.
+// The definition, in double precision: probabilities of all ids, 0 for those that truncation removes. Empty when a weight is so near
+// min_p that single precision cannot tell the two apart.
 std::vector<double> reference(const std::vector<float>& logits, const sampling_params& p) {
   const std::size_t n = logits.size();
   std::vector<std::size_t> order(n);
@@ -43,9 +44,12 @@ std::vector<double> reference(const std::vector<float>& logits, const sampling_p
   }
   std::vector<double> out(n);
   double left = 0;
-  for (const auto i : order)
+  for (const auto i : order) {
+    if (w[i] != p.min_p && std::fabs(w[i] - p.min_p) < 1e-6)
+      return {};
     if (w[i] >= p.min_p)
       left += out[i] = w[i];
+  }
   for (auto& v : out)
     v /= left;
   return out;
