@@ -77,14 +77,14 @@ std::string for_html(const json& data) {
 void write_report(const fs::path& run_dir) {
   json data;
   data["name"] = (run_dir.has_filename() ? run_dir : run_dir.parent_path()).filename().string();
-  data["metrics"] = fs::exists(run_dir / "metrics.jsonl") ? read_rows(run_dir / "metrics.jsonl", ~std::size_t{0}) : json::array();
+  data["metrics"] = is_there(run_dir / "metrics.jsonl") ? read_rows(run_dir / "metrics.jsonl", ~std::size_t{0}) : json::array();
   data["samples"] = json::array();
   const auto files = rollout_files(run_dir);
   if (!files.empty())
     data["samples"].push_back(samples_of(files.back()));
   if (files.size() > 1)
     data["samples"].push_back(samples_of(files.front()));
-  data["config"] = fs::exists(run_dir / "config.toml") ? json(read_file(run_dir / "config.toml")) : json(nullptr);
+  data["config"] = is_there(run_dir / "config.toml") ? json(read_file(run_dir / "config.toml")) : json(nullptr);
   write_file(run_dir / "report.html", std::string(report_page_begin) + for_html(data) + std::string(report_page_end));
 }
 

@@ -76,7 +76,7 @@ std::int64_t step_of(std::string_view line, const std::string& where) {
 /// Drops the lines after `last_step` and a half-written last one; returns the steps that stay.
 std::set<std::int64_t> keep_until(const fs::path& file, std::int64_t last_step) {
   std::set<std::int64_t> steps;
-  if (!fs::exists(file))
+  if (!is_there(file))
     return steps;
   const std::string bytes = read_file(file);
   std::string kept;

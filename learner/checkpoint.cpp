@@ -66,7 +66,7 @@ bool well_formed(const json& seal) {
 
 json read_seal(const fs::path& dir) {
   const auto file = dir / seal_name;
-  if (!fs::exists(file))
+  if (!is_there(file))
     throw error{errc::bad_input, file.string() + ": missing, so the checkpoint is not whole"};
   const auto text = read_file(file);
   const auto seal = json::parse(text, nullptr, false);
@@ -143,7 +143,7 @@ fs::path write_checkpoint(const fs::path& run_dir, const trainee& from, const fs
   try {
     fs::create_directories(target.parent_path());
     fs::remove_all(replaced);
-    if (fs::exists(target))
+    if (is_there(target))
       fs::rename(target, replaced);
     {
       staged_directory staged(target);
