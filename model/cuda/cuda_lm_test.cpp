@@ -105,10 +105,11 @@ TEST_F(cuda_model, the_same_pass_twice_gives_the_same_gradients) {
     model.sum_gradients();
     for (std::size_t i = 0; i < model.parameters().size(); ++i) {
       const parameter& p = model.parameters()[i];
-      if (round == 0)
+      if (round == 0) {
         first.emplace_back(p.grad.begin(), p.grad.end());
-      else if (!p.grad.empty())
+      } else if (!p.grad.empty()) {
         EXPECT_EQ(0, std::memcmp(p.grad.data(), first[i].data(), p.grad.size_bytes())) << p.name << " round " << round;
+      }
     }
   }
 }
